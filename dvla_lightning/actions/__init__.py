@@ -1,0 +1,1 @@
+"""Continuous actions <-> action tokens: normalisation to [-1, 1], then binning."""

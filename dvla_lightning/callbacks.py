@@ -1,0 +1,124 @@
+"""What a run leaves behind: rollout metrics, evaluation tables and pictures, policy directories."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dvla_lightning.evaluation.manifest import evaluation_record, write_record
+from dvla_lightning.evaluation.pictures import picture_strip, save_picture
+from dvla_lightning.evaluation.success import SuccessCount, success_table, wilson_interval
+
+
+class RolloutMetrics(Callback):
+    """Logs what the data module measured in the collection of this epoch, and the time of the update.
+
+    At the end of the epoch, because the collection of the first epoch runs before any hook of it.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._first_batch_at = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        metrics = dict(getattr(trainer.datamodule, "rollout_metrics", {}))
+        if metrics:
+            metrics["time/update_seconds"] = time.perf_counter() - self._first_batch_at
+        for name, value in metrics.items():
+            module.log(name, float(value), on_step=False, on_epoch=True, sync_dist=False, batch_size=1)
+
+
+class EvaluationReport(Callback):
+    """After an evaluation: prints the table, writes it with every episode to JSON, and logs pictures.
+
+    A stand-alone validation or test writes evaluation.json into the run directory; evaluations inside fit print one
+    line and log the interval beside the rate.
+    """
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._report(trainer, module, "val")
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._report(trainer, module, "test")
+
+    def _report(self, trainer: Trainer, module: Any, prefix: str) -> None:
+        if trainer.sanity_checking:
+            return
+        counts = module.task_success.by_task()
+        total = sum(counts.values(), SuccessCount(0, 0))
+        episodes = _gather_objects(module.evaluated_episodes)
+        if not trainer.is_global_zero:
+            return
+        directory = Path(trainer.default_root_dir)
+        self._log_pictures(trainer, directory, episodes, prefix)
+        if trainer.state.fn == "fit":
+            low, high = wilson_interval(total.successes, total.n)
+            for logger in trainer.loggers:
+                ends = {f"{prefix}/success_rate_low": low, f"{prefix}/success_rate_high": high}
+                logger.log_metrics(ends, step=trainer.global_step)
+            print(f"\niteration {trainer.current_epoch}: held-out success {total}", flush=True)
+            return
+        record = evaluation_record(trainer.datamodule, module.policy, counts, episodes)
+        path = write_record(directory / "evaluation.json", record)
+        print(success_table(counts, f"held-out episodes, K = {trainer.datamodule.eval_num_steps}"))
+        print(f"every episode is listed in {path}", flush=True)
+
+    def _log_pictures(self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str) -> None:
+        for outcome in (True, False):
+            wanted = [e for e in episodes if e.spec.pictures and e.error is None and e.success == outcome]
+            if not wanted:
+                continue
+            strip = picture_strip(wanted[0])
+            name = "success" if outcome else "failure"
+            save_picture(directory / "pictures" / f"{name}.png", strip)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    tag = f"{prefix}/{name}"
+                    logger.experiment.add_image(tag, strip, trainer.global_step, dataformats="HWC")
+
+
+class SavePolicy(Callback):
+    """Writes the policy directory `policy` at the end of fit, and `policy-best` whenever evaluation improves."""
+
+    def __init__(self) -> None:
+        self.best = -1.0
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics.get("val/success_rate", -1.0))
+        if score > self.best:
+            self.best = score
+            self._save(trainer, module, "policy-best")
+
+    def on_fit_end(self, trainer: Trainer, module: Any) -> None:
+        if not trainer.fast_dev_run:
+            self._save(trainer, module, "policy")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def _save(self, trainer: Trainer, module: Any, name: str) -> None:
+        if trainer.is_global_zero:
+            objective = type(module.objective).__name__
+            card = f"Trained with {objective} for {trainer.current_epoch} epochs; config.yaml is in the run directory."
+            module.policy.save_pretrained(Path(trainer.default_root_dir) / name, card)
+
+
+def _gather_objects(items: list[Any]) -> list[Any]:
+    """The items of all ranks, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return items
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    for episode in items:  # what the policy decided is large and nobody asks for it
+        episode.decisions = [None] * episode.num_decisions
+    torch.distributed.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]

@@ -1,0 +1,64 @@
+"""The `dvla` command. Start reading here.
+
+    dvla fit | validate | test | predict    LightningCLI over DVLAModule (module.py) and a data module (data/)
+    dvla collect | doctor | report          plain functions, one file each (tools/)
+
+An RL step, from here to the loss: `main` -> `_run_lightning` -> LightningCLI builds `DVLAModule(policy, objective)` and
+`RolloutDataModule` -> `RolloutDataModule.collect` (data/rollouts.py) -> `Collector.run` (rollout/collector.py) ->
+`DVLAPolicy.decide` (policy.py) -> `DVLAModule.training_step` -> `TrajectoryPPO` (objectives/trajectory_ppo.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+TOOLS = {
+    "collect": "demonstrations from the scripted expert",
+    "doctor": "what works on this machine, and what to do about the rest",
+    "report": "tables and a picture from evaluations and a run",
+}
+TRAINER_VERBS = {
+    "fit": "train: SFT (configs/sft.yaml) or RL (configs/rl.yaml)",
+    "validate": "run the held-out episodes and print the success table",
+    "test": "the same under the name test",
+    "predict": "run the held-out episodes and return them to Python",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point; exits with code 2 and one sentence when something the user gave cannot be used."""
+    from dvla_lightning.errors import UserError
+
+    args = sys.argv[1:] if args is None else args
+    verb = args[0] if args else "--help"
+    try:
+        if verb in ("-h", "--help"):
+            print(_overview())
+        elif verb == "--version":
+            print(importlib.import_module("dvla_lightning").__version__)
+        elif verb in TOOLS:
+            importlib.import_module(f"dvla_lightning.tools.{verb}").main(args[1:])
+        elif verb in TRAINER_VERBS:
+            # Importing Lightning takes seconds; nothing above needs it.
+            importlib.import_module("dvla_lightning.lightning_cli").run(args)
+        else:
+            raise UserError(f"unknown command {verb!r}; choose from: {', '.join([*TRAINER_VERBS, *TOOLS])}")
+    except UserError as error:
+        print(f"dvla: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _overview() -> str:
+    rows = [*TRAINER_VERBS.items(), *TOOLS.items()]
+    return "\n".join(
+        [
+            "usage: dvla <command> [--config FILE] [options]     (dvla <command> --help explains every option)",
+            "",
+            *(f"  {name:<10} {text}" for name, text in rows),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Lightning data modules: demonstrations for SFT, rollouts for RL; both evaluate on held-out episodes."""
+
+from dvla_lightning.data.demonstrations import DemonstrationDataModule
+from dvla_lightning.data.rollouts import RolloutDataModule
+
+__all__ = ["DemonstrationDataModule", "RolloutDataModule"]

@@ -1,0 +1,116 @@
+"""Demonstrations as a LightningDataModule, for SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from dvla_lightning.data.episode_files import Demonstration, load_demonstrations
+from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.errors import UserError
+from dvla_lightning.objectives.supervised import DemonstrationBatch
+from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.rollout.collector import Collector
+
+
+class ChunkDataset(Dataset):
+    """Every observation of every demonstration with the action chunk that starts there.
+
+    Args:
+        demonstrations: the episodes.
+        policy: makes the prompts and knows the chunk size.
+    """
+
+    def __init__(self, demonstrations: Sequence[Demonstration], policy: DVLAPolicy) -> None:
+        self.demonstrations = demonstrations
+        self.policy = policy
+        self.index = [(e, n) for e, demo in enumerate(demonstrations) for n in range(len(demo.observed_at))]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitems__(self, items: Sequence[int]) -> DemonstrationBatch:
+        """A whole batch at once: prompts are made for all observations together."""
+        pairs = [(self.demonstrations[e], n) for e, n in (self.index[item] for item in items)]
+        chunks = [_chunk(demo, n, self.policy.chunk_size) for demo, n in pairs]
+        return DemonstrationBatch(
+            self.policy.make_prompt([demo.observation(n) for demo, n in pairs]),
+            torch.from_numpy(np.stack([actions for actions, _ in chunks])),
+            torch.from_numpy(np.stack([is_pad for _, is_pad in chunks])),
+        )
+
+
+class DemonstrationDataModule(EvaluationDataModule):
+    """Demonstrations collected with `dvla collect`, and closed-loop evaluation on held-out episodes.
+
+    Args:
+        path: directory of the demonstrations.
+        batch_size: chunks per step and rank.
+        collector: runs evaluation episodes; None if this run never evaluates.
+        tasks: tasks to evaluate: "all", one name, or a list of names.
+        num_steps: denoising steps K of every decision in evaluation.
+        num_eval_episodes: held-out episodes of all tasks together; 0 evaluates nothing.
+        eval_seed: seed of the policy's draws in evaluation.
+        num_recorded_episodes: how many evaluation episodes keep pictures for the log.
+        seed: of the shuffling on several ranks; the command line sets it from seed_everything.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 256,
+        collector: Collector | None = None,
+        tasks: str | list[str] = "all",
+        num_steps: int = 4,
+        num_eval_episodes: int = 0,
+        eval_seed: int = 0,
+        num_recorded_episodes: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(collector, tasks, num_steps, num_eval_episodes, None, eval_seed, num_recorded_episodes)
+        self.path = Path(path)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._demonstrations: list[Demonstration] | None = None
+
+    @property
+    def demonstrations(self) -> list[Demonstration]:
+        """The episodes, read at the first use."""
+        if self._demonstrations is None:
+            _, self._demonstrations = load_demonstrations(self.path)
+        return self._demonstrations
+
+    def statistics_data(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """All actions (N, action_dim) and all proprioception vectors (M, proprioception_dim), for normalisation."""
+        actions = np.concatenate([demo.actions for demo in self.demonstrations])
+        return actions, np.concatenate([demo.proprioception for demo in self.demonstrations])
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of chunks."""
+        policy = self.trainer.lightning_module.policy
+        found = self.demonstrations[0].actions.shape[1]
+        if found != policy.action_dim:
+            raise UserError(f"{self.path} has actions of {found} dimensions, the policy's have {policy.action_dim}")
+        dataset = ChunkDataset(self.demonstrations, policy)
+        sampler = None
+        if self.trainer.world_size > 1:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            sampler = DistributedSampler(dataset, world, rank, seed=self.seed, drop_last=True)
+        return DataLoader(
+            dataset, self.batch_size, shuffle=sampler is None, sampler=sampler, collate_fn=_already_a_batch
+        )
+
+
+def _chunk(demo: Demonstration, number: int, chunk_size: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The chunk that starts at an observation, and which of its actions lie beyond the end (they repeat the last)."""
+    steps = int(demo.observed_at[number]) + np.arange(chunk_size)
+    return demo.actions[np.minimum(steps, len(demo.actions) - 1)], steps >= len(demo.actions)
+
+
+def _already_a_batch(batch: DemonstrationBatch) -> DemonstrationBatch:
+    return batch

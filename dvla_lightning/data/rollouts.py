@@ -1,0 +1,211 @@
+"""Rollouts as a LightningDataModule, for RL: one Lightning epoch is one RL iteration."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.data.rollout_batch import assemble
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.specs import training_specs
+from dvla_lightning.objectives.trajectory_ppo import RolloutBatch
+from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.rl.advantages import normalize
+from dvla_lightning.rollout.collector import Collector
+from dvla_lightning.rollout.episode import Episode
+
+
+class RolloutDataModule(EvaluationDataModule):
+    """Collects episodes with the present policy at the start of every epoch and yields them as minibatches.
+
+    Args:
+        collector: runs the episodes of training and evaluation.
+        tasks: "all", one name, or a list of names.
+        num_steps: denoising steps K of every decision.
+        episodes_per_iteration: training episodes per iteration, over all tasks and ranks together.
+        minibatch_size: decisions per step and rank, at most.
+        ppo_epochs: passes over the decisions of an iteration.
+        gamma: discount per decision.
+        gae_lambda: of generalised advantage estimation, over decisions.
+        num_eval_episodes: held-out episodes of all tasks together; 0 evaluates nothing.
+        eval_num_steps: K in evaluation; None is `num_steps`.
+        eval_seed: seed of the policy's draws in evaluation.
+        num_recorded_episodes: how many evaluation episodes keep pictures for the log.
+        seed: of the training episodes; the command line sets it from seed_everything.
+
+    Attributes:
+        rollout_metrics: name -> number of the last collection, over all ranks; `RolloutMetrics` logs them.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        tasks: str | list[str] = "all",
+        num_steps: int = 4,
+        episodes_per_iteration: int = 384,
+        minibatch_size: int = 512,
+        ppo_epochs: int = 2,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        num_eval_episodes: int = 100,
+        eval_num_steps: int | None = None,
+        eval_seed: int = 0,
+        num_recorded_episodes: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            collector, tasks, num_steps, num_eval_episodes, eval_num_steps, eval_seed, num_recorded_episodes
+        )
+        if min(episodes_per_iteration, minibatch_size, ppo_epochs) < 1:
+            raise UserError("data: episodes_per_iteration, minibatch_size and ppo_epochs must be at least 1")
+        self.episodes_per_iteration = episodes_per_iteration
+        self.minibatch_size, self.ppo_epochs = minibatch_size, ppo_epochs
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.seed = seed
+        self.rollout_metrics: dict[str, float] = {}
+
+    def train_dataloader(self) -> IterationStream:
+        """The stream of minibatches; deliberately not a DataLoader and without a length."""
+        return IterationStream(self)
+
+    def collect(self, iteration: int) -> RolloutBatch:
+        """Runs this rank's training episodes of an iteration and computes their advantages.
+
+        Returns:
+            All decisions of this rank, on the policy's device; advantages are normalised over all ranks.
+
+        Raises:
+            UserError: if no episode of this rank could be run.
+        """
+        module, trainer = self.trainer.lightning_module, self.trainer
+        num_episodes = len(self.tasks) if trainer.fast_dev_run else self.episodes_per_iteration
+        specs = training_specs(self.tasks, num_episodes, self.num_steps, self.seed, iteration)
+        policy: DVLAPolicy = module.policy
+        start = time.perf_counter()
+        # The same autocast as in training_step: other dtypes would give other log-probabilities.
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            specs = specs[trainer.global_rank :: trainer.world_size]
+            episodes = self.collector.run(policy, specs, f"rollout {iteration}")
+            batch = assemble(policy, module.objective, episodes, self.gamma, self.gae_lambda)
+        self._normalize_and_measure(batch, episodes, time.perf_counter() - start)
+        return batch
+
+    def minibatches(self, batch: RolloutBatch, iteration: int) -> Iterator[RolloutBatch]:
+        """`ppo_epochs` shuffled passes; every rank yields the same number of minibatches.
+
+        Ranks have different numbers of decisions but Lightning averages their gradients as if they had not: each
+        minibatch carries its rank's share as a weight.
+        """
+        sizes = self._gather(torch.tensor([float(len(batch))]))[:, 0]
+        count = math.ceil(float(sizes.max()) / self.minibatch_size)
+        if float(sizes.min()) < count:
+            raise UserError(
+                f"a rank collected {int(sizes.min())} decisions and cannot fill {count} minibatches: raise "
+                "minibatch_size or episodes_per_iteration"
+            )
+        weight = float(sizes[self.trainer.global_rank] / sizes.mean())
+        generator = torch.Generator().manual_seed(_rank_seed(self.seed, iteration, self.trainer.global_rank))
+        for epoch in range(self.ppo_epochs):
+            order = torch.randperm(len(batch), generator=generator).to(batch.returns_B.device)
+            for number, rows in enumerate(order.tensor_split(count)):
+                yield batch.select(rows, weight, is_first=epoch == number == 0)
+
+    def _normalize_and_measure(self, batch: RolloutBatch, episodes: Sequence[Episode], seconds: float) -> None:
+        """Advantage statistics and everything that is logged are sums over all ranks."""
+        error_B = batch.returns_B - batch.old_values_B
+        columns = [batch.advantages_B, batch.returns_B, error_B]
+        sums = torch.tensor([float(len(batch)), *(float(part) for x in columns for part in (x.sum(), (x * x).sum()))])
+        ran = [episode for episode in episodes if episode.error is None]
+        by_task = [[e for e in ran if e.spec.task == task] for task in self.tasks]
+        counts = torch.tensor(
+            [
+                float(len(episodes) - len(ran)),
+                float(sum(e.num_env_steps for e in ran)),
+                float(sum(e.episode_return for e in ran)),
+                float(sum(e.retries for e in episodes)),
+                *[float(len(group)) for group in by_task],
+                *[float(sum(e.success for e in group)) for group in by_task],
+            ]
+        )
+        n, *moments = self._gather(sums.double()).sum(0).tolist()
+        advantage, returns, residual = (_Moments(n, *moments[i : i + 2]) for i in (0, 2, 4))
+        batch.advantages_B = normalize(batch.advantages_B, advantage.mean, advantage.variance**0.5)
+        errors, env_steps, total_return, retries, *per_task = self._gather(counts).sum(0).tolist()
+        runs, wins = per_task[: len(self.tasks)], per_task[len(self.tasks) :]
+        times = self.collector.times
+        slots = max(1, self.collector.num_workers)  # simulators that run side by side
+        metrics = {
+            "rollout/success_rate": sum(wins) / max(1.0, sum(runs)),
+            "rollout/episode_return": total_return / max(1.0, sum(runs)),
+            "rollout/episode_length": env_steps / max(1.0, sum(runs)),
+            "rollout/num_episodes": sum(runs),
+            "rollout/num_errors": errors,
+            "rollout/num_retries": retries,
+            "rollout/value_mean": returns.mean - residual.mean,
+            "rollout/advantage_std": advantage.variance**0.5,
+            "train/explained_variance": 1 - residual.variance / returns.variance if returns.variance > 1e-12 else 0.0,
+            "time/env_steps_per_second": env_steps / seconds,
+            "time/collect_seconds": seconds,
+            "time/policy_seconds": times.policy,
+            "time/simulation_seconds": times.simulation / slots,
+            "time/rendering_seconds": times.rendering / slots,
+        }
+        for task, wins_here, runs_here in zip(self.tasks, wins, runs, strict=True):
+            if runs_here:
+                metrics[f"rollout/success_rate/{task}"] = wins_here / runs_here
+        self.rollout_metrics = metrics
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """(world_size, len(values)): the values of every rank, on the CPU."""
+        module = self.trainer.lightning_module
+        return module.all_gather(values.to(module.device)).reshape(-1, len(values)).cpu()
+
+
+class _Moments:
+    """Mean and population variance from a count, a sum and a sum of squares."""
+
+    def __init__(self, n: float, total: float, squares: float) -> None:
+        self.mean = total / n
+        self.variance = max(0.0, squares / n - self.mean**2)
+
+
+class IterationStream(IterableDataset):
+    """Each pass over it is one RL iteration: collect, then yield minibatches.
+
+    It has no length: with one, Lightning would skip validation whenever an iteration stops early.
+    """
+
+    def __init__(self, data: RolloutDataModule) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        trainer = self.data.trainer
+        # Not current_epoch: that is one too low in the first collection after a resume.
+        iteration = trainer.fit_loop.epoch_progress.current.processed
+        _seed_everything(_rank_seed(self.data.seed, iteration, trainer.global_rank))
+        module = trainer.lightning_module
+        module.begin_iteration(iteration)
+        batch = self.data.collect(iteration)
+        for minibatch in self.data.minibatches(batch, iteration):
+            if module.stop_iteration:
+                return
+            yield minibatch
+
+
+def _rank_seed(seed: int, iteration: int, rank: int) -> int:
+    """Everything random in an iteration follows from this, so that a resumed run repeats the interrupted one."""
+    return int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0])
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,0 +1,1 @@
+"""Simulators behind one contract; each is imported only where it runs."""

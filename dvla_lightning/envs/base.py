@@ -1,0 +1,156 @@
+"""What the package asks of a simulator: a picklable recipe (`Environment`) and what it builds (`SimulatorEnv`)."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from dvla_lightning.errors import UserError
+
+SPLITS = ("train", "heldout")
+
+
+class Observation(TypedDict):
+    """What the policy sees at one decision.
+
+    Attributes:
+        images: camera name -> (H, W, 3) uint8, upright as the policy was trained on it.
+        proprioception: (proprioception_dim,) float32 in the simulator's units.
+        instruction: one sentence.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    proprioception: NDArray[np.float32]
+    instruction: str
+
+
+class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
+    """A gymnasium environment that can run a whole action chunk and draw pictures only at its end.
+
+    Subclasses implement `reset`, `advance`, `observe` and, if they can demonstrate, `expert_action`. One instance
+    serves every task of its recipe; `reset` switches between them. The reset options are
+
+    * ``task`` (str): one of the recipe's tasks,
+    * ``split`` (str): "train" or "heldout"; the two never share an initial state,
+    * ``initial_state`` (int): which initial state of that task and split; the same number gives the same state,
+    * ``expert_noise`` (float): how far the scripted expert strays from its best action, 0 = not at all,
+    * ``expert_attempt`` (int): which of its plans the expert follows, 0 = the most promising one.
+
+    ``reset(seed=...)`` seeds everything random that happens after the initial state (expert noise, way chosen).
+    """
+
+    def advance(self, action: NDArray[np.float32]) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Runs one control step without making an observation.
+
+        Args:
+            action: (action_dim,) in the robot's units; values outside the action space are clipped.
+
+        Returns:
+            reward, terminated, truncated, info; ``info["is_success"]`` is a bool.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement advance()")
+
+    def observe(self) -> Observation:
+        """Makes the observation of the present state; this is where cameras are rendered."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement observe()")
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """The scripted expert's next action, (action_dim,), computed from privileged state.
+
+        Raises:
+            UserError: if this environment has no scripted expert.
+        """
+        raise UserError(f"{type(self).__name__} has no scripted expert: collect demonstrations with a policy instead")
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Runs one control step and observes (the gymnasium interface)."""
+        reward, terminated, truncated, info = self.advance(action)
+        return self.observe(), reward, terminated, truncated, info
+
+    def step_chunk(self, actions: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Runs a chunk until it is used up or the episode is over, and observes once, at the end.
+
+        Args:
+            actions: (T, action_dim).
+
+        Returns:
+            As `step`, with the sum of the rewards; ``info`` also has ``num_env_steps`` (executed actions) and the
+            wall time ``simulation_seconds`` and ``rendering_seconds``.
+        """
+        start = time.perf_counter()
+        total, executed = 0.0, 0
+        terminated = truncated = False
+        info: dict[str, Any] = {}
+        for action in actions:
+            reward, terminated, truncated, info = self.advance(action)
+            total += reward
+            executed += 1
+            if terminated or truncated:
+                break
+        simulated = time.perf_counter()
+        observation = self.observe()
+        cost = {
+            "num_env_steps": executed,
+            "simulation_seconds": simulated - start,
+            "rendering_seconds": time.perf_counter() - simulated,
+        }
+        return observation, total, terminated, truncated, {**info, **cost}
+
+
+class Environment(ABC):
+    """A picklable recipe: travels to worker processes, which build the simulator there.
+
+    It knows everything about the tasks that must be known before a simulator exists. Constructing it is cheap and
+    imports no simulator.
+
+    Attributes:
+        tasks: names of all tasks.
+        cameras: names of the images of an observation.
+        action_dim: size of one action.
+        proprioception_dim: size of the proprioception vector.
+    """
+
+    tasks: tuple[str, ...]
+    cameras: tuple[str, ...]
+    action_dim: int
+    proprioception_dim: int
+
+    @abstractmethod
+    def make(self) -> SimulatorEnv:
+        """Builds the simulator; called in the process that will run it.
+
+        Raises:
+            UserError: if the simulator is not installed or its files are missing, naming the remedy.
+        """
+
+    @abstractmethod
+    def num_heldout_states(self, task: str) -> int | None:
+        """How many held-out initial states a task has; None if they are unlimited."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What a result table or a data set must record about this environment (class, options, versions)."""
+        return {"class": type(self).__name__}
+
+    def select_tasks(self, tasks: str | list[str]) -> tuple[str, ...]:
+        """The tasks that a configuration asks for.
+
+        Args:
+            tasks: "all", one name, or a list of names.
+
+        Raises:
+            UserError: for a name this environment does not have, or no name at all.
+        """
+        if tasks == "all":
+            return self.tasks
+        names = tuple([tasks] if isinstance(tasks, str) else tasks)
+        unknown = [name for name in names if name not in self.tasks]
+        if unknown or not names:
+            what = f"unknown task {unknown[0]!r}" if unknown else "no task given"
+            raise UserError(f"{type(self).__name__}: {what}; choose from: {', '.join(self.tasks)}")
+        return names

@@ -1,0 +1,217 @@
+"""`LiberoEnv`: one LIBERO simulator that serves every task of a suite."""
+
+from __future__ import annotations
+
+import string
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from dvla_lightning.envs.base import SPLITS, Observation, SimulatorEnv
+from dvla_lightning.envs.libero.launch import build_simulator, import_libero
+from dvla_lightning.envs.libero.preflight import require_assets
+from dvla_lightning.envs.libero.states import InitialStates, global_random_state
+from dvla_lightning.envs.libero.suites import NUM_HELDOUT_STATES, Task, suite_tasks
+from dvla_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from dvla_lightning.envs.libero.cameras import Cameras
+    from dvla_lightning.envs.libero.expert import Expert
+    from dvla_lightning.envs.libero.physics import Snapshot
+    from dvla_lightning.envs.libero.recipe import Libero
+
+WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # gripper open; the published evaluations' no-op
+
+DEFAULT_OPTIONS = {"split": "train", "initial_state": 0, "expert_attempt": 0, "expert_noise": 0.0}
+
+RENDER_SIZE = 480  # pixels, for people
+
+
+class LiberoEnv(SimulatorEnv):
+    """See `SimulatorEnv`. The simulator of a task is built at its first reset and kept until the task changes.
+
+    Args:
+        recipe: the configuration.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    render_mode = "rgb_array"
+
+    def __init__(self, recipe: Libero) -> None:
+        import_libero(recipe.gl_backend, require_assets(recipe.assets_dir))
+        self.recipe = recipe
+        self._faithful = recipe.rendering == "faithful"
+        self._task: Task | None = None
+        self._control: Any = None  # LIBERO's ControlEnv
+        self._states: InitialStates | None = None
+        self._cameras: Cameras | None = None
+        self._snapshot: Snapshot | None = None
+        self._expert: Expert | None = None
+        self._num_steps = 0
+        size = recipe.image_size
+        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (recipe.action_dim,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            images=gymnasium.spaces.Dict(dict.fromkeys(recipe.cameras, image)),
+            proprioception=gymnasium.spaces.Box(-np.inf, np.inf, (recipe.proprioception_dim,), np.float32),
+            instruction=gymnasium.spaces.Text(200, charset=string.printable),
+        )
+
+    # ------------------------------------------------------------------ the episode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Puts the scene into an initial state and lets it settle; options as in `SimulatorEnv`.
+
+        Raises:
+            UserError: for an unknown task or split, or an initial state that does not exist.
+        """
+        super().reset(seed=seed)
+        options = {"task": self.recipe.tasks[0], **DEFAULT_OPTIONS, **(options or {})}
+        number = self._check(**options)
+        self._select_task(options["task"])
+        self._states.place(options["split"], number)
+        for _ in range(self.recipe.num_wait_steps):
+            self._step_physics(WAIT_ACTION)
+        self._num_steps = 0
+        self._start_expert(options["expert_attempt"], options["expert_noise"])
+        return self.observe(), {"is_success": self._is_success()}
+
+    def advance(self, action: NDArray[np.float32]) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Runs one control step (50 ms) without rendering; see `SimulatorEnv.advance`."""
+        self._require_reset()
+        clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        if clipped.shape != (self.recipe.action_dim,):
+            raise UserError(f"LIBERO takes actions of shape ({self.recipe.action_dim},), not {clipped.shape}")
+        self._step_physics(clipped)
+        self._num_steps += 1
+        success = self._is_success()
+        truncated = not success and self._num_steps >= self.recipe.max_steps
+        return float(success), success, truncated, {"is_success": success}
+
+    def observe(self) -> Observation:
+        """Renders the cameras and reads the robot's state; see `SimulatorEnv.observe`."""
+        from dvla_lightning.envs.libero.recipe import CAMERAS
+
+        self._require_reset()
+        # Left and right are mirrored: the "180 degrees" convention of the LIBERO data sets and of all VLAs trained on
+        # them turns OpenGL's upside-down picture by half a turn instead of flipping it.
+        images = {
+            name: np.ascontiguousarray(self._picture(CAMERAS[name], self.recipe.image_size)[:, ::-1])
+            for name in self.recipe.cameras
+        }
+        return Observation(images=images, proprioception=self._proprioception(), instruction=self._task.instruction)
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """The scripted expert's next action; see `SimulatorEnv.expert_action`."""
+        self._require_reset()
+        return self._expert.action()
+
+    def render(self) -> NDArray[np.uint8]:
+        """A larger picture for people, (480, 480, 3) uint8, upright and not mirrored."""
+        self._require_reset()
+        return self._picture("agentview", RENDER_SIZE)
+
+    def close(self) -> None:
+        """Frees the simulator; a later reset builds it again."""
+        if self._cameras is not None:
+            self._cameras.close()
+        if self._control is not None:
+            self._control.close()
+        self._task = self._control = self._states = self._cameras = self._snapshot = self._expert = None
+
+    # ------------------------------------------------------------------ states
+
+    def _require_reset(self) -> None:
+        if self._control is None:
+            raise UserError("LiberoEnv: call reset() first")
+
+    def _check(
+        self,
+        task: str,
+        split: str,
+        initial_state: int,
+        expert_attempt: int,
+        expert_noise: float,
+        **unknown: Any,
+    ) -> int:
+        self.recipe.select_tasks(task)
+        if unknown:
+            raise UserError(f"LIBERO has no reset option {next(iter(unknown))!r}")
+        if expert_attempt < 0 or not 0.0 <= expert_noise < np.inf:
+            raise UserError(
+                f"LIBERO: expert_attempt={expert_attempt} and expert_noise={expert_noise} must be 0 or more"
+            )
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}; choose from: {', '.join(SPLITS)}")
+        if initial_state < 0 or (split == "heldout" and initial_state >= NUM_HELDOUT_STATES):
+            limit = f"0 to {NUM_HELDOUT_STATES - 1}" if split == "heldout" else "0 upwards"
+            raise UserError(f"LIBERO has no {split} initial state {initial_state}; they are numbered {limit}")
+        return int(initial_state)
+
+    def _select_task(self, name: str) -> None:
+        if self._task is not None and self._task.name == name:
+            return
+        self.close()
+        task = suite_tasks(self.recipe.suite)[name]
+        with global_random_state(0):
+            self._control = build_simulator(task.bddl, hard_reset=self.recipe.reset_mode == "hard")
+        self._task = task
+        self._states = InitialStates(self._control, task)
+        if self._faithful:
+            from dvla_lightning.envs.libero.physics import Snapshot
+
+            self._snapshot = Snapshot(self._domain)
+
+    @property
+    def _domain(self) -> Any:
+        """Robosuite's environment inside LIBERO's wrapper."""
+        return self._control.env
+
+    def _step_physics(self, action: NDArray[np.float64]) -> None:
+        if self._faithful:
+            self._domain.step(action)
+            return
+        from dvla_lightning.envs.libero.physics import control_step
+
+        control_step(self._domain, action)
+
+    def _is_success(self) -> bool:
+        return bool(self._domain._check_success())
+
+    def _start_expert(self, attempt: int, noise: float) -> None:
+        from dvla_lightning.envs.libero.expert import Expert
+
+        self._expert = Expert(self._domain, attempt=attempt, noise=noise, rng=self.np_random)
+
+    # ------------------------------------------------------------------ what is seen
+
+    def _picture(self, camera: str, size: int) -> NDArray[np.uint8]:
+        from dvla_lightning.envs.libero.cameras import Cameras
+
+        model = self._domain.sim.model._model
+        if self._cameras is None or self._cameras.model is not model:  # a hard reset compiled a new one
+            if self._cameras is not None:
+                self._cameras.close()
+            self._cameras = Cameras(model, self._faithful)
+        data = self._snapshot.data if self._snapshot else self._domain.sim.data._data
+        return self._cameras.picture(data, camera, size)
+
+    def _proprioception(self) -> NDArray[np.float32]:
+        sim, robot = self._domain.sim, self._domain.robots[0]
+        data = self._snapshot.data if self._snapshot else sim.data._data
+        position = data.site_xpos[robot.eef_site_id]
+        w, x, y, z = data.xquat[sim.model.body_name2id(robot.robot_model.eef_name)]
+        fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([position, _axis_angle(w, np.array([x, y, z])), fingers]).astype(np.float32)
+
+
+def _axis_angle(w: float, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quaternion -> axis times angle in [0, 2 pi], (3,); not wrapped to pi, as LIBERO's data sets have it."""
+    sine = np.sqrt(max(0.0, 1.0 - w * w))
+    if np.isclose(sine, 0.0):
+        return np.zeros(3)
+    return xyz * (2.0 * np.arccos(np.clip(w, -1.0, 1.0)) / sine)

@@ -1,0 +1,1 @@
+"""Held-out protocol, success rates with intervals, records and pictures."""

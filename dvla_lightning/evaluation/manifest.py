@@ -1,0 +1,92 @@
+"""The record of an evaluation: everything needed to repeat it, and every episode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.success import SuccessCount, wilson_interval
+from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.rollout.episode import Episode
+
+
+def evaluation_record(
+    data: Any, policy: DVLAPolicy, counts: dict[str, SuccessCount], episodes: Sequence[Episode]
+) -> dict[str, Any]:
+    """What was run, how, and what came out.
+
+    Args:
+        data: the data module that made the specs.
+        policy: what was evaluated.
+        counts: per task.
+        episodes: all of them.
+
+    Returns:
+        Plain JSON types.
+    """
+    return {
+        "environment": dict(data.collector.environment.identity()),
+        "split": "heldout",
+        "num_steps": data.eval_num_steps,
+        "seed": data.eval_seed,
+        "num_action_steps": policy.num_action_steps,
+        "sampler": dataclasses.asdict(policy.sampler),
+        "versions": {name: version(name) for name in ("dvla-lightning", "torch", "numpy", "gymnasium")},
+        "tasks": {task: _count_record(count) for task, count in counts.items()},
+        "total": _count_record(sum(counts.values(), SuccessCount(0, 0))),
+        "episodes": [_episode_record(episode) for episode in sorted(episodes, key=_order)],
+    }
+
+
+def write_record(path: Path, record: dict[str, Any]) -> Path:
+    """Writes a record; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    return partial.rename(path)
+
+
+def read_counts(path: Path) -> tuple[dict[str, Any], dict[str, SuccessCount]]:
+    """A record and its counts per task.
+
+    Raises:
+        UserError: if the file is missing or no record.
+    """
+    try:
+        record = json.loads(path.read_text())
+        names = [field.name for field in dataclasses.fields(SuccessCount)]
+        counts = {task: SuccessCount(**{k: row[k] for k in names}) for task, row in record["tasks"].items()}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: `dvla validate` writes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the record of an evaluation ({error!r})") from error
+    return record, counts
+
+
+def _order(episode: Episode) -> tuple[str, int]:
+    return episode.spec.task, episode.spec.initial_state
+
+
+def _count_record(count: SuccessCount) -> dict[str, Any]:
+    interval = wilson_interval(count.successes, count.n)
+    return {**dataclasses.asdict(count), "rate": count.rate, "wilson_95": list(interval)}
+
+
+def _episode_record(episode: Episode) -> dict[str, Any]:
+    spec = episode.spec
+    return {
+        "task": spec.task,
+        "initial_state": spec.initial_state,
+        "seed": spec.seed,
+        "num_steps": spec.num_steps,
+        "success": episode.success,
+        "num_env_steps": episode.num_env_steps,
+        "num_decisions": episode.num_decisions,
+        "seconds": round(episode.seconds, 3),
+        "error": episode.error,
+    }

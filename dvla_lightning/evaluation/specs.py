@@ -1,0 +1,81 @@
+"""Which episodes to run: training specs of an RL iteration, held-out specs of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dvla_lightning.envs.base import Environment
+from dvla_lightning.errors import UserError
+from dvla_lightning.rollout.episode import EpisodeSpec
+
+
+class SpecBatch:
+    """Episodes for one rank to run; opaque, because Lightning cannot transfer frozen dataclasses."""
+
+    def __init__(self, specs: list[EpisodeSpec]) -> None:
+        self.specs = specs
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def training_specs(
+    tasks: Sequence[str], num_episodes: int, num_steps: int, seed: int, iteration: int
+) -> list[EpisodeSpec]:
+    """Fresh training episodes, spread evenly over the tasks; the same for the same seed and iteration.
+
+    Args:
+        tasks: names of the tasks; where they do not divide `num_episodes`, the surplus rotates with the iteration.
+        num_episodes: of all ranks together.
+        num_steps: denoising steps K.
+        seed: of the run.
+        iteration: number of the RL iteration, from 0.
+
+    Returns:
+        The specs; a rank takes every world-size-th of them.
+    """
+    states, seeds = _draw(num_episodes, [seed, iteration])
+    order = [tasks[(iteration + number) % len(tasks)] for number in range(num_episodes)]
+    return [
+        EpisodeSpec(task, "train", int(state), int(own_seed), num_steps)
+        for task, state, own_seed in zip(order, states, seeds, strict=True)
+    ]
+
+
+def heldout_specs(
+    environment: Environment, tasks: Sequence[str], num_episodes: int, num_steps: int, seed: int
+) -> list[EpisodeSpec]:
+    """The evaluation grid: held-out initial states 0, 1, 2, ... of every task, the same at every call.
+
+    Args:
+        environment: knows how many held-out states there are.
+        tasks: names of the tasks.
+        num_episodes: of all tasks together; a multiple of the number of tasks.
+        num_steps: denoising steps K.
+        seed: of the evaluation; policy draws follow from it.
+
+    Raises:
+        UserError: if the episodes cannot be spread evenly, or a task has fewer held-out states.
+    """
+    per_task, rest = divmod(num_episodes, len(tasks))
+    if rest or per_task < 1:
+        raise UserError(f"num_eval_episodes ({num_episodes}) must be a positive multiple of the {len(tasks)} tasks")
+    specs = []
+    for task in tasks:
+        available = environment.num_heldout_states(task)
+        if available is not None and per_task > available:
+            raise UserError(
+                f"task {task!r} has {available} held-out initial states, {per_task} were asked for: "
+                f"set num_eval_episodes to at most {available * len(tasks)}"
+            )
+        _, seeds = _draw(per_task, [seed, *task.encode()])
+        specs += [EpisodeSpec(task, "heldout", state, int(seeds[state]), num_steps) for state in range(per_task)]
+    return specs
+
+
+def _draw(count: int, entropy: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """`count` initial-state numbers and `count` episode seeds, each in [0, 2^31)."""
+    numbers = np.random.SeedSequence(list(entropy)).generate_state(2 * count, np.uint32) >> 1
+    return numbers[:count], numbers[count:]

@@ -1,0 +1,113 @@
+"""Success rates with their intervals, counted over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torchmetrics
+
+from dvla_lightning.rollout.episode import Episode
+
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a binomial proportion (Wilson 1927, JASA 22, p. 209).
+
+    Args:
+        successes: 0 <= successes <= n.
+        n: number of episodes.
+
+    Returns:
+        Lower and upper end in [0, 1]; (0, 1) for n = 0.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    rate = successes / n
+    shrink = 1 + Z_95**2 / n
+    centre = (rate + Z_95**2 / (2 * n)) / shrink
+    half = Z_95 * math.sqrt(rate * (1 - rate) / n + Z_95**2 / (4 * n * n)) / shrink
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class SuccessCount:
+    """Outcome of some episodes.
+
+    Attributes:
+        successes: solved episodes.
+        n: episodes that ran; those with errors are not among them.
+        errors: episodes that could not be run.
+        decisions: policy calls in all of them.
+    """
+
+    successes: int
+    n: int
+    errors: int = 0
+    decisions: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Successes per episode; 0 when none ran."""
+        return self.successes / self.n if self.n else 0.0
+
+    def __add__(self, other: SuccessCount) -> SuccessCount:
+        return SuccessCount(
+            self.successes + other.successes,
+            self.n + other.n,
+            self.errors + other.errors,
+            self.decisions + other.decisions,
+        )
+
+    def __str__(self) -> str:
+        low, high = wilson_interval(self.successes, self.n)
+        return f"{100 * self.rate:5.1f} % [{100 * low:.1f}, {100 * high:.1f}] (n = {self.n})"
+
+
+class TaskSuccess(torchmetrics.Metric):
+    """Counts episodes per task; every episode once, whatever the number of ranks.
+
+    Args:
+        tasks: names of the tasks, one row each.
+    """
+
+    full_state_update = False
+    counts: torch.Tensor
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.tasks = list(tasks)
+        self.add_state("counts", torch.zeros(len(tasks), 4, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, episodes: Sequence[Episode]) -> None:
+        """Adds finished episodes."""
+        added = torch.zeros_like(self.counts)
+        for episode in episodes:
+            ran = episode.error is None
+            row = [float(episode.success), float(ran), float(not ran), float(episode.num_decisions)]
+            added[self.tasks.index(episode.spec.task)] += added.new_tensor(row)
+        self.counts = self.counts + added  # out of place: with ddp_spawn the ranks share the tensor's memory
+
+    def compute(self) -> torch.Tensor:
+        """(tasks, 4) float64: successes, n, errors, decisions; summed over ranks."""
+        return self.counts
+
+    def by_task(self) -> dict[str, SuccessCount]:
+        """Task -> its count over all ranks; every rank must call it."""
+        return {
+            task: SuccessCount(*map(int, row)) for task, row in zip(self.tasks, self.compute().tolist(), strict=True)
+        }
+
+
+def success_table(counts: dict[str, SuccessCount], title: str) -> str:
+    """A table for people: one line per task, the total last; every rate with n and its 95 % Wilson interval."""
+    total = sum(counts.values(), SuccessCount(0, 0))
+    width = max(len(name) for name in [*counts, "all tasks"])
+    lines = [title, f"{'task':<{width}}  success [95 % Wilson]"]
+    for name, count in [*counts.items(), ("all tasks", total)]:
+        errors = f", {count.errors} errors" if count.errors else ""
+        lines.append(f"{name:<{width}}  {count}{errors}")
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""LightningCLI with the defaults and error messages of `dvla`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import dvla_lightning.backbones
+import dvla_lightning.data
+import dvla_lightning.envs.tabletop
+import dvla_lightning.objectives  # noqa: F401 - short class names in YAML resolve to what is imported
+from dvla_lightning.callbacks import EvaluationReport, RolloutMetrics, SavePolicy
+from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.errors import UserError
+from dvla_lightning.module import DVLAModule
+from dvla_lightning.tools.parser import useful_line
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/latest",
+    "num_sanity_val_steps": 0,  # it would run whole episodes before training
+    "use_distributed_sampler": False,  # it pads with duplicates; the data modules split their work themselves
+    "inference_mode": False,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+# Lightning tells about its products, torch about an internal rename; neither is the user's business.
+QUIET = ("LeafSpec", "does not have many workers", "in eval mode at the start of training")
+
+
+class Parser(LightningArgumentParser):
+    """Turns jsonargparse's wall of text into its one useful line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(useful_line(message))
+
+
+class DVLACommand(LightningCLI):
+    """`dvla fit | validate | test | predict`."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; later ones win")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"seed_everything": 0})
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would overwrite the command line with the checkpoint's arguments; here the command line counts."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir)
+        last = root / "checkpoints" / "last.ckpt"
+        checkpoint = config.get("ckpt_path")
+        if checkpoint == "last":
+            if not last.exists():
+                raise UserError(f"--ckpt_path last: {last} does not exist, there is no run to resume")
+            config.ckpt_path = str(last)
+        elif checkpoint is not None and not Path(checkpoint).exists():
+            raise UserError(f"--ckpt_path: {checkpoint} does not exist")
+        is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
+        if self.subcommand == "fit" and checkpoint is None and last.exists() and is_first_process:
+            raise UserError(
+                f"{root} already holds a run: continue it with --ckpt_path last, or choose another directory with "
+                "--trainer.default_root_dir"
+            )
+        if config.trainer.logger is None or config.trainer.logger is True:
+            logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
+            logger["init_args"] = {"save_dir": str(root), "name": "", "version": ""}
+            config.trainer.logger = logger if self.subcommand == "fit" else False
+
+
+def run(args: list[str]) -> None:
+    """Parses `args` (the verb first) and runs it."""
+    sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
+    for text in QUIET:
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    # last.ckpt after every epoch, whatever a monitored score does: an iteration that was cut short is collected again.
+    last = ModelCheckpoint(
+        filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False, every_n_epochs=1
+    )
+    callbacks = [RolloutMetrics(), EvaluationReport(), SavePolicy(), last, TQDMProgressBar()]
+    try:
+        DVLACommand(
+            DVLAModule,
+            EvaluationDataModule,
+            subclass_mode_data=True,
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": callbacks},
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+        )
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)

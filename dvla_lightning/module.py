@@ -1,0 +1,153 @@
+"""DVLAModule: wires policy, objective and evaluation into Lightning; no maths lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.specs import SpecBatch
+from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess
+from dvla_lightning.objectives.base import LossOutput, Objective
+from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.rollout.episode import Episode
+
+
+class DVLAModule(LightningModule):
+    """Trains a policy on what its objective says and evaluates it in closed loop.
+
+    Args:
+        policy: what is trained.
+        objective: what a training step minimises.
+        optimizer: its parameters are the trainable ones of the policy alone.
+        lr_scheduler: stepped once per epoch; None keeps the learning rate.
+    """
+
+    def __init__(
+        self,
+        policy: DVLAPolicy,
+        objective: Objective,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.objective = objective
+        self.optimizer_factory: Callable[..., torch.optim.Optimizer] = optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.stop_iteration = False
+        self.task_success: TaskSuccess | None = None
+        self.evaluated_episodes: list[Episode] = []
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        if not self.policy.is_fitted and stage == "fit":
+            if not hasattr(data, "statistics_data"):
+                raise UserError("RL needs a trained policy to start from: set model.policy.pretrained")
+            self.policy.fit_statistics(*data.statistics_data())
+        if data.collector is not None:
+            found = data.collector.environment.action_dim
+            if found != self.policy.action_dim:
+                raise UserError(
+                    f"the policy's actions have {self.policy.action_dim} dimensions, those of "
+                    f"{type(data.collector.environment).__name__} have {found}"
+                )
+            self.policy.check_num_steps(data.num_steps)
+            self.policy.check_num_steps(data.eval_num_steps)
+            self.task_success = TaskSuccess(data.tasks).to(self.device)
+        if stage == "fit":
+            self.objective.prepare(self.policy)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def begin_iteration(self, iteration: int) -> None:
+        """Called by the data module before the data of an epoch is collected."""
+        self.stop_iteration = False
+        self.objective.begin_iteration(iteration)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        output: LossOutput = self.objective(self.policy, batch)
+        for name, value in output.metrics.items():
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        if output.stop is not None:
+            # All ranks decide together: one that stopped alone would leave the others waiting.
+            mean = self.trainer.strategy.reduce(output.stop, reduce_op="mean")
+            self.stop_iteration |= bool(mean > output.stop_limit)
+        return output.loss
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Skips the update once the iteration is stopped; Lightning has already fetched one more minibatch by then."""
+        if self.stop_iteration:
+            optimizer_closure()
+            return
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory([p for p in self.policy.parameters() if p.requires_grad])
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        return [optimizer], [self.lr_scheduler_factory(optimizer)]
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        if not self.policy.is_fitted:
+            raise UserError("the policy is new: evaluate a trained one with --model.policy.pretrained or --ckpt_path")
+        self.evaluated_episodes = []
+        self.task_success.reset()
+
+    def validation_step(self, batch: SpecBatch, batch_idx: int) -> None:
+        episodes = self.trainer.datamodule.collector.run(self.policy, batch.specs, "evaluation")
+        self.task_success.update(episodes)
+        self.evaluated_episodes += episodes
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_success("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self._log_success("test")
+
+    def predict_step(self, batch: SpecBatch, batch_idx: int) -> list[Episode]:
+        """Runs the held-out episodes and returns them, decisions and all."""
+        return self.trainer.datamodule.collector.run(self.policy, batch.specs, "prediction")
+
+    def _log_success(self, prefix: str) -> None:
+        """Counts are summed over ranks by the metric, so nothing is averaged when logging."""
+        counts = self.task_success.by_task()
+        total = sum(counts.values(), SuccessCount(0, 0))
+        values = {f"{prefix}/success_rate": total.rate, f"{prefix}/num_episodes": float(total.n)}
+        values[f"{prefix}/num_errors"] = float(total.errors)
+        values |= {f"{prefix}/success_rate/{task}": count.rate for task, count in counts.items() if count.n}
+        for name, value in values.items():
+            self.log(name, value, sync_dist=False)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _saved_names(self) -> set[str]:
+        """Trainable parameters, and the statistics that came from the training data."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return set(self.state_dict()) - frozen
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps only what is trained: the rest is in the policy directory the run started from."""
+        names = self._saved_names()
+        checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fills in what was not saved, after checking that the trained names are the same."""
+        different = sorted(self._saved_names() ^ set(checkpoint["state_dict"]))
+        if different:
+            raise UserError(
+                f"the checkpoint does not fit this policy: parameter {different[0]!r} is in only one of them; resume "
+                "with the configuration of the run, or start a new one with --model.policy.pretrained"
+            )
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+        self.policy.is_fitted = True

@@ -1,0 +1,44 @@
+"""The contract between the Lightning module and an objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dvla_lightning.policy import DVLAPolicy
+
+
+@dataclass
+class LossOutput:
+    """What one minibatch gives.
+
+    Attributes:
+        loss: scalar to minimise.
+        metrics: name -> detached scalar, logged as train/<name>.
+        stop: whether to stop updating on this iteration's data (None: this objective never stops early); a scalar in
+            the units of `stop_limit`, averaged over ranks before it is compared.
+        stop_limit: see `stop`.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    stop: Tensor | None = None
+    stop_limit: float = float("inf")
+
+
+class Objective(ABC):
+    """Turns a batch into a loss."""
+
+    @abstractmethod
+    def prepare(self, policy: DVLAPolicy) -> None:
+        """Called once before training: sets train or eval mode and freezes what this objective does not train."""
+
+    def begin_iteration(self, iteration: int) -> None:  # noqa: B027
+        """Called before the first minibatch of a training epoch; `iteration` counts from 0 and survives a resume."""
+
+    @abstractmethod
+    def __call__(self, policy: DVLAPolicy, batch: Any) -> LossOutput:
+        """Computes the loss of one minibatch."""

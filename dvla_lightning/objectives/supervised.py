@@ -1,0 +1,64 @@
+"""SFT: predict the hidden tokens of demonstrated chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dvla_lightning.backbones.base import Prompt
+from dvla_lightning.diffusion.schedule import MaskSchedule
+from dvla_lightning.diffusion.views import corrupted_views
+from dvla_lightning.errors import UserError
+from dvla_lightning.objectives.base import LossOutput, Objective
+from dvla_lightning.policy import DVLAPolicy
+
+
+@dataclass
+class DemonstrationBatch:
+    """B demonstrated chunks.
+
+    Attributes:
+        prompt: of the observation at which the chunk starts.
+        actions: (B, chunk_size, action_dim) float32 in the robot's units.
+        is_pad: (B, chunk_size) bool, True after the end of the demonstration.
+    """
+
+    prompt: Prompt
+    actions: Tensor
+    is_pad: Tensor
+
+
+class SupervisedObjective(Objective):
+    """Cross-entropy on randomly hidden action tokens (masked diffusion training, MaskGIT / MM-ACT).
+
+    The chunk is partly hidden, so that the policy has seen the states that K > 1 denoising steps pass through.
+
+    Args:
+        num_views: independent maskings of each chunk per step; they share one prompt pass, so more of them are cheap.
+        schedule: mask schedule from which the hidden share is drawn.
+
+    Raises:
+        UserError: if num_views < 1.
+    """
+
+    def __init__(self, num_views: int = 4, schedule: MaskSchedule = "cosine") -> None:
+        if num_views < 1:
+            raise UserError(f"SupervisedObjective: num_views must be at least 1, got {num_views}")
+        self.num_views = num_views
+        self.schedule: MaskSchedule = schedule
+
+    def prepare(self, policy: DVLAPolicy) -> None:
+        policy.train()
+        policy.value_head.requires_grad_(False)  # nothing to learn from here; ddp refuses parameters without a gradient
+
+    def __call__(self, policy: DVLAPolicy, batch: DemonstrationBatch) -> LossOutput:
+        tokens_BL = policy.encode_actions(batch.actions)
+        valid_BL = (~batch.is_pad).repeat_interleave(policy.action_dim, dim=1)
+        views = corrupted_views(tokens_BL, valid_BL, policy.mask_id, self.num_views, self.schedule)
+        scores = policy.score(batch.prompt, views)
+        scored_BSL = views.scored_BSL.float()
+        num_scored = scored_BSL.sum().clamp_min(1)
+        loss = -(scores.log_prob_BSL * scored_BSL).sum() / num_scored
+        entropy = (scores.entropy_BSL * scored_BSL).sum() / num_scored
+        return LossOutput(loss, {"loss": loss.detach(), "entropy": entropy.detach()})

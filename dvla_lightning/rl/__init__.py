@@ -1,0 +1,1 @@
+"""Reinforcement-learning maths as pure functions of tensors: advantages, clipped losses, KL estimators."""

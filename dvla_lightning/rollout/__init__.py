@@ -1,0 +1,1 @@
+"""Episodes: what to run, where simulators live, and the pool and collector that run them."""

@@ -1,0 +1,184 @@
+"""The only door to the simulators: `run` a policy, or `demonstrate` with the scripted expert, on a list of specs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from dvla_lightning.envs.base import Environment
+from dvla_lightning.errors import UserError
+from dvla_lightning.policy import Decisions, DVLAPolicy
+from dvla_lightning.rollout.episode import Episode, EpisodeSpec
+from dvla_lightning.rollout.pool import Actor, Command, WorkerPool
+
+
+@dataclass
+class DecisionRef:
+    """One row of a batch of decisions: what the actor notes about a decision."""
+
+    batch: Decisions
+    row: int
+
+
+@dataclass
+class CollectionTimes:
+    """Where the wall time of the last collection went, in seconds.
+
+    Attributes:
+        total: whole collection.
+        policy: inference, prompt building included.
+        simulation: physics and resets, summed over simulators (they may run side by side).
+        rendering: observations, summed over simulators.
+    """
+
+    total: float = 0.0
+    policy: float = 0.0
+    simulation: float = 0.0
+    rendering: float = 0.0
+
+
+class Collector:
+    """Runs episodes of an environment; opens its simulators at the first call and keeps them until `close`.
+
+    Args:
+        environment: recipe of the simulator.
+        num_workers: child processes with one simulator each; 0 runs the simulators in this process.
+        num_envs: simulators in this process when `num_workers` is 0; the policy decides for all of them at once.
+        reset_timeout: seconds a reset may take in a child process (building the simulator included).
+        step_timeout: seconds a chunk may take in a child process.
+        max_retries: how often an episode is run again after its worker died or hung; then it counts as an error.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        num_workers: int = 0,
+        num_envs: int = 64,
+        reset_timeout: float = 300.0,
+        step_timeout: float = 60.0,
+        max_retries: int = 2,
+        progress: bool = True,
+    ) -> None:
+        if num_workers < 0 or num_envs < 1:
+            raise UserError(f"collector: need num_workers >= 0 and num_envs >= 1, got {num_workers} and {num_envs}")
+        self.environment = environment
+        self.num_workers, self.num_envs = num_workers, num_envs
+        self.reset_timeout, self.step_timeout, self.max_retries = reset_timeout, step_timeout, max_retries
+        self.progress = progress
+        self.times = CollectionTimes()
+        self._pool: WorkerPool | None = None
+
+    def run(self, policy: DVLAPolicy, specs: Sequence[EpisodeSpec], title: str = "rollout") -> list[Episode]:
+        """Runs the policy on every spec.
+
+        Args:
+            policy: in eval mode, on its device.
+            specs: what to run; draws depend on each spec's seed alone.
+            title: shown on the progress bar.
+
+        Returns:
+            One episode per spec, in the order of `specs`, whose `decisions` are `DecisionRef`.
+
+        Raises:
+            UserError: if K is not in 1..L, the simulator cannot be used, or every single episode ended in an error.
+        """
+        for spec in specs:
+            policy.check_num_steps(spec.num_steps)
+
+        def decide(episodes: Sequence[Episode]) -> list[Command]:
+            start = time.perf_counter()
+            observations = [episode.transitions[-1].observation for episode in episodes]
+            seeds = [_decision_seed(episode.spec.seed, episode.num_decisions) for episode in episodes]
+            decisions = policy.decide(observations, [episode.spec.num_steps for episode in episodes], seeds)
+            actions = decisions.actions.float().cpu().numpy()
+            self.times.policy += time.perf_counter() - start
+            return [Command("execute", actions[row], DecisionRef(decisions, row)) for row in range(len(episodes))]
+
+        return self._in_order(specs, decide, False, title)
+
+    def demonstrate(
+        self, specs: Sequence[EpisodeSpec], observe_every: int, on_episode: Callable[[Episode], None] | None = None
+    ) -> list[Episode]:
+        """Lets the scripted expert run every spec, keeping all observations.
+
+        Args:
+            specs: what to run.
+            observe_every: control steps between observations.
+            on_episode: called with each episode as soon as it has ended; the observations are dropped afterwards.
+
+        Returns:
+            One episode per spec, in the order of `specs`.
+        """
+
+        def act(episodes: Sequence[Episode]) -> list[Command]:
+            return [Command("demonstrate", observe_every)] * len(episodes)
+
+        return self._in_order(specs, act, True, "demonstrations", on_episode)
+
+    def close(self) -> None:
+        """Ends the simulators; the next call opens new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _in_order(
+        self,
+        specs: Sequence[EpisodeSpec],
+        actor: Actor,
+        keep_observations: bool,
+        title: str,
+        on_episode: Callable[[Episode], None] | None = None,
+    ) -> list[Episode]:
+        if not specs:
+            return []
+        self.times = CollectionTimes()
+        start = time.perf_counter()
+        finished: dict[EpisodeSpec, Episode] = {}
+        for episode in self._with_progress(self._open().run(specs, actor, keep_observations), len(specs), title):
+            self.times.simulation += sum(t.simulation_seconds for t in episode.transitions)
+            self.times.rendering += sum(t.rendering_seconds for t in episode.transitions)
+            if on_episode:
+                on_episode(episode)
+                for transition in episode.transitions:
+                    transition.observation = None
+            finished[episode.spec] = episode
+        self.times.total = time.perf_counter() - start
+        if all(episode.error for episode in finished.values()):
+            error = next(iter(finished.values())).error
+            raise UserError(f"every episode failed with an error, the first one with: {error}")
+        return [finished[spec] for spec in specs]
+
+    def _open(self) -> WorkerPool:
+        if self._pool is None:
+            self._pool = WorkerPool(
+                self.environment,
+                self.num_workers,
+                self.num_envs,
+                self.reset_timeout,
+                self.step_timeout,
+                self.max_retries,
+            )
+        return self._pool
+
+    def _with_progress(self, episodes: Iterator[Episode], total: int, title: str) -> Iterator[Episode]:
+        successes = errors = steps = 0
+        with tqdm(total=total, desc=title, unit="ep", leave=False, disable=not self.progress or None) as bar:
+            start = time.perf_counter()
+            for episode in episodes:
+                successes += episode.success
+                errors += episode.error is not None
+                steps += episode.num_env_steps
+                rate = steps / (time.perf_counter() - start)
+                bar.set_postfix_str(f"success {successes}/{bar.n + 1}, errors {errors}, {rate:.0f} env steps/s")
+                bar.update()
+                yield episode
+
+
+def _decision_seed(episode_seed: int, decision: int) -> int:
+    """The seed of one decision of an episode, in [0, 2^63)."""
+    return int(np.random.SeedSequence([episode_seed, decision]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,128 @@
+"""`dvla report`: one table and one picture from evaluations before and after RL, and the RL run between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio.v3 as imageio
+import matplotlib
+
+matplotlib.use("Agg")  # no display needed
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.manifest import read_counts
+from dvla_lightning.evaluation.success import SuccessCount, wilson_interval
+from dvla_lightning.tools.parser import run_tool
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs the command line."""
+    run_tool(report, args, "dvla report")
+
+
+def report(before: str, after: str, run: str, out: str = "report.png") -> None:
+    """Compares two evaluations of the same held-out episodes and draws the learning curve between them.
+
+    Args:
+        before: run directory, or evaluation.json, of `dvla validate` before RL.
+        after: the same after RL.
+        run: run directory of `dvla fit` with RL.
+        out: PNG file to write.
+
+    Raises:
+        UserError: if something is missing, or the evaluations are not of the same episodes.
+    """
+    record_before, counts_before = read_counts(_record_path(before))
+    record_after, counts_after = read_counts(_record_path(after))
+    keys = ("environment", "num_steps", "seed")
+    different = [key for key in keys if record_before[key] != record_after[key]]
+    if different or [*_grid(record_before)] != [*_grid(record_after)]:
+        raise UserError(f"{before} and {after} are not evaluations of the same episodes ({different or 'episodes'})")
+    print(_table(counts_before, counts_after, f"held-out episodes, K = {record_after['num_steps']}"))
+    _draw(Path(run), Path(after), counts_before, counts_after, Path(out))
+    print(f"picture: {out}")
+
+
+def _record_path(path: str) -> Path:
+    return Path(path) if path.endswith(".json") else Path(path) / "evaluation.json"
+
+
+def _grid(record: dict) -> list[tuple]:
+    return [(row["task"], row["initial_state"], row["seed"]) for row in record["episodes"]]
+
+
+def _table(before: dict[str, SuccessCount], after: dict[str, SuccessCount], title: str) -> str:
+    rows = [(task, before[task], after[task]) for task in before]
+    rows.append(("all tasks", sum(before.values(), SuccessCount(0, 0)), sum(after.values(), SuccessCount(0, 0))))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{title}: success [95 % Wilson]", f"{'task':<{width}}  {'SFT':<34}  RL"]
+    lines += [f"{name:<{width}}  {old!s:<34}  {new}" for name, old, new in rows]
+    return "\n".join(lines)
+
+
+def _scalars(run: Path, tag: str) -> tuple[list[int], list[float]]:
+    """Epoch numbers and values of a TensorBoard scalar."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        raise UserError(f"{run} has no TensorBoard scalar {tag!r}: give the run directory of an RL fit")
+    epochs = {event.step: event.value for event in events.Scalars("epoch")}
+    found = [(round(epochs.get(event.step, 0)), event.value) for event in events.Scalars(tag)]
+    return [epoch for epoch, _ in found], [value for _, value in found]
+
+
+def _draw(run: Path, after: Path, old: dict[str, SuccessCount], new: dict[str, SuccessCount], out: Path) -> None:
+    figure = plt.figure(figsize=(10, 6.2), constrained_layout=True)
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.25, 1])
+    _draw_curve(figure.add_subplot(grid[0, 0]), run)
+    _draw_bars(figure.add_subplot(grid[0, 1]), old, new)
+    frames = grid[1, :].subgridspec(2, 1)
+    for row, name in enumerate(("success", "failure")):
+        axes = figure.add_subplot(frames[row])
+        axes.axis("off")
+        path = next((p / "pictures" / f"{name}.png" for p in (after, run) if _exists(p, name)), None)
+        if path is not None:
+            axes.imshow(imageio.imread(path))
+            axes.set_title(f"a {name}, start to end", fontsize=9, loc="left")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _exists(directory: Path, name: str) -> bool:
+    return (directory / "pictures" / f"{name}.png").exists()
+
+
+def _draw_curve(axes: Axes, run: Path) -> None:
+    epochs, values = _scalars(run, "rollout/success_rate")
+    axes.plot(epochs, [100 * value for value in values], label="training episodes", color="tab:blue", alpha=0.6)
+    try:
+        held_epochs, held = _scalars(run, "val/success_rate")
+    except UserError:
+        held = []
+    if held:
+        low, high = _scalars(run, "val/success_rate_low")[1], _scalars(run, "val/success_rate_high")[1]
+        below = [100 * (v - x) for v, x in zip(held, low, strict=True)]
+        above = [100 * (x - v) for v, x in zip(held, high, strict=True)]
+        percent = [100 * value for value in held]
+        axes.errorbar(held_epochs, percent, [below, above], fmt="o", color="tab:red", label="held-out, 95 % Wilson")
+    axes.set(xlabel="RL iteration", ylabel="success (%)", ylim=(0, 102), title="learning curve")
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def _draw_bars(axes: Axes, old: dict[str, SuccessCount], new: dict[str, SuccessCount]) -> None:
+    for offset, counts, label in ((-0.2, old, "SFT"), (0.2, new, "RL")):
+        rates = [100 * count.rate for count in counts.values()]
+        ends = [wilson_interval(count.successes, count.n) for count in counts.values()]
+        below = [rate - 100 * low for rate, (low, _) in zip(rates, ends, strict=True)]
+        above = [100 * high - rate for rate, (_, high) in zip(rates, ends, strict=True)]
+        positions = [n + offset for n in range(len(rates))]
+        axes.bar(positions, rates, 0.4, yerr=[below, above], capsize=3, label=label)
+    sizes = {count.n for count in new.values()}
+    axes.set_xticks(range(len(new)), list(new), rotation=15)
+    axes.set(ylim=(0, 105), title=f"held-out success, n = {'/'.join(map(str, sorted(sizes)))} per task")
+    axes.legend(loc="lower right", fontsize=8)

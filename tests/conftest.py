@@ -1,0 +1,58 @@
+"""What every test gets: no network, one thread, and a clear word about tests whose simulator is missing."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+# Before torch and huggingface_hub are imported, and inherited by worker processes. One thread: sums come out in the
+# same order on every machine, and workers do not fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+REQUIRE_LIBERO = "DVLA_REQUIRE_LIBERO"
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch_state():
+    """Global state of torch that one test may change and the next must not see."""
+    dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def missing_for_libero() -> str | None:
+    """Why the tests marked `libero` cannot run here; None if they can."""
+    absent = [name for name in ("libero", "robosuite", "mujoco") if find_spec(name) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed: run `make libero`"
+    assets = os.environ.get("LIBERO_ASSETS")
+    if not assets:
+        return "LIBERO_ASSETS is not set: point it at LIBERO's assets folder"
+    if not (Path(assets) / "scenes").is_dir():
+        return f"LIBERO_ASSETS={assets} is not LIBERO's assets folder: it has no folder scenes/"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("libero")]
+    reason = missing_for_libero() if marked else None
+    if reason:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Where LIBERO is required, a skipped LIBERO test is a failure, whatever skipped it."""
+    report = yield
+    required = os.environ.get(REQUIRE_LIBERO) == "1" and item.get_closest_marker("libero")
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        _, _, reason = report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{REQUIRE_LIBERO}=1, but this test was skipped. {reason}"
+    return report

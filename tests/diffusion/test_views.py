@@ -1,0 +1,91 @@
+"""Masked views: the estimators rebuild the states of the path, the SFT corruption hides what it says."""
+
+import pytest
+import torch
+
+from dvla_lightning.diffusion.sampler import Sampler
+from dvla_lightning.diffusion.schedule import mask_ratio
+from dvla_lightning.diffusion.views import ESTIMATORS, corrupted_views, full_mask_views, trajectory_views
+
+LENGTH, VOCAB = 8, 4
+
+
+@pytest.fixture
+def network(make_network):
+    return make_network(LENGTH, VOCAB)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(confidence="drawn_prob", selection_temperature=1.0)], ids=str)
+@pytest.mark.parametrize("num_steps", [1, 2, 4, LENGTH])
+def test_trajectory_views_are_the_states_really_passed(network, sampler, num_steps):
+    states = []
+
+    def denoise(noisy_NL, rows_N):
+        states.append(noisy_NL.clone())
+        return network.logits(noisy_NL)
+
+    path = sampler.sample(denoise, LENGTH, network.mask_id, [num_steps] * 10, range(10))
+    views = trajectory_views(path, network.mask_id)
+    assert torch.equal(views.noisy_BSL, torch.stack(states, dim=1))
+    after = torch.cat([views.noisy_BSL[:, 1:], path.tokens_BL[:, None]], dim=1)
+    assert torch.equal(views.scored_BSL, views.noisy_BSL != after), "a view scores what its step commits"
+    assert (views.scored_BSL.sum(1) == 1).all(), "every position is scored exactly once"
+    assert torch.equal(views.tokens_BL, path.tokens_BL)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_view_0_is_all_masked(network, estimator):
+    path = network.sample(Sampler(), [4] * 5, range(5))
+    views = ESTIMATORS[estimator](path, network.mask_id)
+    assert (views.noisy_BSL[:, 0] == network.mask_id).all()
+    assert (views.scored_BSL.sum(1) == 1).all()
+
+
+def test_full_mask_accepts_any_mix_of_steps_and_trajectory_does_not(network):
+    path = network.sample(Sampler(), [4, 2, 4], range(3))
+    views = full_mask_views(path, network.mask_id)
+    assert views.noisy_BSL.shape == (3, 1, LENGTH)
+    assert views.scored_BSL.all()
+    with pytest.raises(ValueError, match="bucket the batch by num_steps"):
+        trajectory_views(path, network.mask_id)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_corruption_hides_as_many_positions_as_the_schedule_says(check_frequencies, schedule):
+    """The number hidden is max(1, round(L ratio(t))), t uniform: its distribution by a fine grid over t."""
+    tokens = torch.randint(VOCAB, (100, LENGTH))
+    generator = torch.Generator().manual_seed(0)
+    views = corrupted_views(tokens, torch.ones_like(tokens, dtype=torch.bool), VOCAB, 200, schedule, generator)
+    hidden = views.noisy_BSL == VOCAB
+    assert torch.equal(hidden, views.scored_BSL)
+    assert torch.equal(torch.where(hidden, 0, views.noisy_BSL), torch.where(hidden, 0, tokens[:, None]))
+    count = hidden.sum(-1)
+    assert count.min() >= 1
+    grid = (torch.arange(200_000) + 0.5) / 200_000
+    wanted = (LENGTH * mask_ratio(grid, schedule)).round().clamp_min(1).long()
+    check_frequencies(count.flatten().bincount(minlength=LENGTH + 1), wanted.bincount(minlength=LENGTH + 1))
+    # which ones is uniform: every position is hidden equally often
+    check_frequencies(hidden.sum((0, 1)), torch.ones(LENGTH))
+
+
+def test_positions_beyond_the_end_are_hidden_and_never_scored():
+    tokens = torch.randint(VOCAB, (64, LENGTH))
+    valid = torch.arange(LENGTH) < torch.arange(64)[:, None] % (LENGTH + 1)
+    views = corrupted_views(tokens, valid, VOCAB, 50)
+    hidden = views.noisy_BSL == VOCAB
+    invalid = ~valid[:, None].expand_as(hidden)
+    assert hidden[invalid].all()
+    assert not views.scored_BSL[invalid].any()
+    assert torch.equal(views.scored_BSL, hidden & ~invalid)
+    assert hidden.any(-1).all()
+    assert (hidden[LENGTH] != hidden[LENGTH, :1]).any(), "views of one chunk are masked independently"
+
+
+def test_corruption_is_reproducible():
+    tokens = torch.randint(VOCAB, (4, LENGTH))
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    one, two, other = (
+        corrupted_views(tokens, valid, VOCAB, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one.noisy_BSL, two.noisy_BSL)
+    assert not torch.equal(one.noisy_BSL, other.noisy_BSL)

@@ -1,0 +1,279 @@
+"""LIBERO: the recipe needs no simulator; the simulator is deterministic, exact and solvable."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dvla_lightning.envs.libero import Libero
+from dvla_lightning.envs.libero.preflight import missing_assets, probe_gl
+from dvla_lightning.envs.libero.suites import instruction_of, suite_tasks
+from dvla_lightning.errors import UserError
+
+pytestmark = pytest.mark.libero  # tests/conftest.py skips these, with the reason, where something is missing
+
+TASK = "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate"
+DRAWER_TASK = "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate"
+STOVE_TASK = "pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate"
+
+
+@pytest.fixture(scope="module")
+def env():
+    made = Libero().make()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def blind_env():
+    """Without cameras: for everything that is about states only."""
+    made = Libero(cameras=()).make()
+    yield made
+    made.close()
+
+
+def options(task=TASK, split="heldout", initial_state=0, **more):
+    return {"task": task, "split": split, "initial_state": initial_state, **more}
+
+
+def state_of(env):
+    data = env._domain.sim.data
+    return np.concatenate([data.qpos, data.qvel])
+
+
+def run_expert(env, **kwargs):
+    """Runs the expert from a reset; returns its actions and whether it solved the task."""
+    env.reset(seed=0, options=options(**kwargs))
+    actions = []
+    while True:
+        actions.append(env.expert_action())
+        _, terminated, truncated, info = env.advance(actions[-1])
+        if terminated or truncated:
+            return actions, info["is_success"]
+
+
+class TestRecipe:
+    def test_importing_it_imports_no_simulator(self):
+        code = (
+            "import sys; from dvla_lightning.envs.libero import Libero; Libero().identity(); "
+            "print([name for name in ('mujoco', 'robosuite', 'libero', 'torch') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    @pytest.mark.parametrize(
+        ("suite", "count"),
+        [("libero_spatial", 10), ("libero_object", 10), ("libero_goal", 10), ("libero_10", 10), ("libero_90", 90)],
+    )
+    def test_every_suite_lists_its_tasks_and_their_files(self, suite, count):
+        tasks = suite_tasks(suite)
+        assert len(Libero(suite=suite).tasks) == len(tasks) == count
+        assert all(task.bddl.is_file() and task.initial_states.is_file() for task in tasks.values())
+
+    def test_the_instruction_is_made_from_the_task_name(self):
+        assert instruction_of("open_the_middle_drawer_of_the_cabinet") == "open the middle drawer of the cabinet"
+        assert instruction_of("KITCHEN_SCENE10_put_the_bowl_on_it") == "put the bowl on it"
+        assert instruction_of("LIVING_ROOM_SCENE2_pick_it_up") == "pick it up"
+
+    def test_it_is_picklable(self):
+        recipe = Libero(suite="libero_goal", image_size=64)
+        assert pickle.loads(pickle.dumps(recipe)).identity() == recipe.identity()
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"suite": "libero_100"},
+            {"rendering": "nice"},
+            {"reset_mode": "warm"},
+            {"gl_backend": "glfw"},
+            {"cameras": ["backview"]},
+            {"image_size": 0},
+        ],
+    )
+    def test_a_wrong_argument_is_one_sentence(self, arguments):
+        with pytest.raises(UserError) as error:
+            Libero(**arguments)
+        assert "\n" not in str(error.value)
+
+    def test_an_unknown_task_names_the_choices(self):
+        with pytest.raises(UserError, match="between_the_plate"):
+            Libero().num_heldout_states("make_coffee")
+
+    def test_missing_assets_are_named(self, tmp_path):
+        (tmp_path / "textures").mkdir()
+        assert str(tmp_path / "scenes") in missing_assets(str(tmp_path))
+        with pytest.raises(UserError, match="LIBERO_ASSETS"):
+            Libero(assets_dir=str(tmp_path / "nowhere")).make()
+
+
+def test_a_gl_backend_renders():
+    assert probe_gl() in ("egl", "osmesa")
+
+
+class TestReset:
+    def test_the_same_heldout_state_gives_the_same_pixels(self, env):
+        first, _ = env.reset(seed=1, options=options(initial_state=3))
+        other, _ = env.reset(seed=1, options=options(initial_state=4))
+        for _ in range(5):
+            env.advance(np.ones(7, np.float32))  # leaves the arm, the controller and the fingers elsewhere
+        again, _ = env.reset(seed=2, options=options(initial_state=3))
+        assert env.observation_space.contains(again)
+        assert again["instruction"] == suite_tasks("libero_spatial")[TASK].instruction
+        for camera in env.recipe.cameras:
+            np.testing.assert_array_equal(first["images"][camera], again["images"][camera])
+            assert np.ptp(first["images"][camera]) > 100
+        np.testing.assert_array_equal(first["proprioception"], again["proprioception"])
+        assert (first["images"]["agentview"] != other["images"]["agentview"]).any()
+
+    def test_train_states_are_reproducible_and_differ(self, blind_env):
+        states = []
+        for number in (0, 1, 0):
+            blind_env.reset(options=options(split="train", initial_state=number))
+            states.append(state_of(blind_env))
+        np.testing.assert_array_equal(states[0], states[2])
+        assert np.abs(states[0] - states[1]).max() > 1e-3
+
+    def test_soft_and_hard_resets_are_identical(self, blind_env):
+        # LIBERO's own do not agree: fingers, furniture and samplers are left over from the reset before.
+        hard = Libero(cameras=(), reset_mode="hard").make()
+        resets = [(DRAWER_TASK, "heldout", 2), (DRAWER_TASK, "train", 5), (STOVE_TASK, "train", 1)]
+        try:
+            for task, split, number in resets + resets[1:]:
+                ends = []
+                for made in (blind_env, hard):
+                    made.reset(options=options(task, split, number))
+                    for _ in range(3):
+                        made.advance(np.full(7, 0.3, np.float32))
+                    ends.append(state_of(made))
+                np.testing.assert_array_equal(*ends)
+        finally:
+            hard.close()
+
+    def test_it_leaves_the_global_random_generator_alone(self, blind_env):
+        np.random.seed(5)
+        blind_env.reset(options=options(split="train"))
+        after = np.random.random()
+        np.random.seed(5)
+        assert after == np.random.random()
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"initial_state": 50},
+            {"initial_state": -1},
+            {"split": "test"},
+            {"task": "make_coffee"},
+            {"expert_noise": -0.1},
+            {"colour": "red"},
+        ],
+    )
+    def test_a_wrong_option_is_a_user_error(self, blind_env, wrong):
+        with pytest.raises(UserError):
+            blind_env.reset(options=options(**wrong))
+
+    def test_the_step_limit_truncates(self):
+        short = Libero(cameras=(), max_steps=4).make()
+        try:
+            short.reset(options=options())
+            _, reward, terminated, truncated, info = short.step_chunk(np.zeros((8, 7), np.float32))
+            assert (reward, terminated, truncated, info["num_env_steps"]) == (0.0, False, True, 4)
+        finally:
+            short.close()
+
+
+@pytest.fixture(scope="module")
+def upstream(env):
+    """LIBERO's own environment, after 10 wait steps and 20 random ones from held-out state 3.
+
+    Returns its observation and all states on the way; `env` is asked for only because it imports LIBERO quietly.
+    """
+    import torch
+    from libero.libero.envs import OffScreenRenderEnv
+
+    task = suite_tasks("libero_spatial")[TASK]
+    theirs = OffScreenRenderEnv(bddl_file_name=str(task.bddl), camera_heights=128, camera_widths=128)
+    theirs.seed(3)
+    theirs.reset()
+    observation = theirs.set_init_state(torch.load(task.initial_states, weights_only=False)[3])
+    states = []
+    for action in [np.array([0, 0, 0, 0, 0, 0, -1.0])] * 10 + list(random_actions()):
+        observation, *_ = theirs.step(action)
+        states.append(np.concatenate([theirs.sim.data.qpos, theirs.sim.data.qvel]))
+    yield observation, states[9:]
+    theirs.close()
+
+
+def random_actions():
+    return np.random.default_rng(0).uniform(-1, 1, (20, 7)).astype(np.float32)
+
+
+class TestExactness:
+    def test_fast_physics_is_bit_identical_to_stock(self, env, upstream):
+        env.reset(options=options(initial_state=3))
+        mine = [state_of(env)]
+        for action in random_actions():
+            env.advance(action)
+            mine.append(state_of(env))
+        np.testing.assert_array_equal(mine, upstream[1])
+
+    @pytest.mark.parametrize("reset_mode", ["soft", "hard"])
+    def test_faithful_observations_are_identical_to_upstream(self, upstream, reset_mode):
+        faithful = Libero(rendering="faithful", reset_mode=reset_mode).make()
+        try:
+            faithful.reset(options=options(initial_state=3))
+            for action in random_actions():
+                faithful.advance(action)
+            mine, theirs = faithful.observe(), upstream[0]
+        finally:
+            faithful.close()
+        for camera, key in (("agentview", "agentview_image"), ("wrist", "robot0_eye_in_hand_image")):
+            np.testing.assert_array_equal(mine["images"][camera], theirs[key][::-1, ::-1])
+        np.testing.assert_array_equal(mine["proprioception"][:3], theirs["robot0_eef_pos"].astype(np.float32))
+        np.testing.assert_array_equal(mine["proprioception"][6:], theirs["robot0_gripper_qpos"].astype(np.float32))
+
+    def test_task_sentences_are_upstreams(self, env):
+        from libero.libero.benchmark import task_maps
+
+        for suite, tasks in task_maps.items():
+            assert {name: task.language for name, task in tasks.items()} == {
+                name: task.instruction for name, task in suite_tasks(suite).items()
+            }
+
+
+class TestExpert:
+    @pytest.mark.parametrize("task", [TASK, STOVE_TASK])
+    def test_it_solves_a_task_and_replaying_it_open_loop_does_too(self, blind_env, task):
+        actions, success = run_expert(blind_env, task=task, initial_state=1)
+        assert success
+        assert len(actions) < 180
+        blind_env.reset(options=options(task=task, initial_state=1))
+        results = [blind_env.advance(action) for action in actions]
+        assert results[-1][0] == 1.0
+        assert results[-1][1]
+
+    def test_with_noise_it_still_solves_a_training_state(self, blind_env):
+        _, success = run_expert(blind_env, split="train", initial_state=1, expert_noise=0.2)
+        assert success
+
+    def test_noise_changes_the_actions_and_follows_the_seed(self, blind_env):
+        firsts = []
+        for seed, noise in ((0, 0.0), (1, 0.0), (0, 0.2), (1, 0.2), (0, 0.2)):
+            blind_env.reset(seed=seed, options=options(expert_noise=noise))
+            firsts.append(blind_env.expert_action())
+        np.testing.assert_array_equal(firsts[0], firsts[1])
+        np.testing.assert_array_equal(firsts[2], firsts[4])
+        assert (firsts[2] != firsts[3]).any()
+
+    def test_a_goal_beyond_it_is_a_user_error(self):
+        goal = Libero(suite="libero_goal", cameras=()).make()
+        try:
+            for task in ("open_the_middle_drawer_of_the_cabinet", "open_the_top_drawer_and_put_the_bowl_inside"):
+                goal.reset(options=options(task=task))
+                with pytest.raises(UserError, match="expert"):
+                    goal.expert_action()
+        finally:
+            goal.close()
