@@ -33,7 +33,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 # Lightning tells about its products, torch about an internal rename; neither is the user's business.
-QUIET = ("LeafSpec", "does not have many workers", "in eval mode at the start of training")
+QUIET = ("LeafSpec", "JsonargparseDeprecationWarning", "was deprecated in v4.49", "does not have many workers", "in eval mode at the start of training")
 
 
 class Parser(LightningArgumentParser):
@@ -54,6 +54,16 @@ class DVLACommand(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"seed_everything": 0})
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def instantiate_classes(self) -> None:
+        """jsonargparse wraps errors of optional classes in its own; the user wants the sentence inside."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            inner: BaseException | None = error
+            while inner is not None and not isinstance(inner, UserError):
+                inner = inner.__cause__ or inner.__context__
+            raise inner or error from None
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's arguments; here the command line counts."""

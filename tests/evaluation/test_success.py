@@ -1,0 +1,69 @@
+"""Wilson intervals and success counts."""
+
+import pytest
+import torch
+
+from dvla_lightning.envs.tabletop import Tabletop
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.specs import heldout_specs, training_specs
+from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess, success_table, wilson_interval
+from dvla_lightning.rollout.episode import Episode, EpisodeSpec, Transition
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    # Published examples: Newcombe 1998, Statistics in Medicine 17, p. 861, table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_agrees_with_published_values(successes, n, low, high):
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_at_the_ends():
+    assert wilson_interval(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def finished(task, success, error=None):
+    transitions = [Transition(None, torch.zeros(0, 2).numpy()), Transition(None, torch.zeros(4, 2).numpy())]
+    transitions[-1].is_success = success
+    return Episode(EpisodeSpec(task, "heldout", 0, 0, 1), transitions, error=error)
+
+
+def test_errors_are_counted_apart():
+    metric = TaskSuccess(["reach", "push"])
+    metric.update([finished("reach", True), finished("reach", False), finished("push", True, error="died")])
+    metric.update([finished("reach", True)])
+    assert metric.by_task() == {"reach": SuccessCount(2, 3, 0, 3), "push": SuccessCount(0, 0, 1, 1)}
+    table = success_table(metric.by_task(), "title")
+    assert "66.7 % [20.8, 93.9] (n = 3)" in table and "1 errors" in table
+
+
+def test_heldout_specs_are_the_same_grid_at_every_call():
+    specs = heldout_specs(Tabletop(), ["reach", "push"], 6, 4, seed=0)
+    assert specs == heldout_specs(Tabletop(), ["reach", "push"], 6, 4, seed=0)
+    assert [(s.task, s.initial_state) for s in specs] == [(t, n) for t in ("reach", "push") for n in range(3)]
+    assert {s.split for s in specs} == {"heldout"} and len({s.seed for s in specs}) == 6
+
+
+def test_heldout_specs_refuse_an_uneven_grid():
+    with pytest.raises(UserError, match="multiple of the 2 tasks"):
+        heldout_specs(Tabletop(), ["reach", "push"], 5, 4, seed=0)
+
+
+def test_heldout_specs_refuse_more_states_than_there_are():
+    class Few(Tabletop):
+        def num_heldout_states(self, task):
+            return 50
+
+    with pytest.raises(UserError, match="50 held-out initial states, 51 were asked for"):
+        heldout_specs(Few(), ["reach"], 51, 4, seed=0)
+
+
+def test_training_specs_are_balanced_fresh_and_reproducible():
+    tasks = Tabletop.tasks
+    first, second = training_specs(tasks, 12, 4, 0, 0), training_specs(tasks, 12, 4, 0, 1)
+    assert first == training_specs(tasks, 12, 4, 0, 0)
+    assert not {s.initial_state for s in first} & {s.initial_state for s in second}
+    assert {sum(s.task == task for s in first) for task in tasks} == {2, 3}
+    assert {s.split for s in first} == {"train"}

@@ -1,0 +1,168 @@
+"""The command line: shipped YAML parses, bad input ends in one sentence and exit code 2."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dvla_lightning import cli
+from dvla_lightning.tools.parser import useful_line
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
+SFT, RL = str(ROOT / "configs/sft.yaml"), str(ROOT / "configs/rl.yaml")
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging(monkeypatch):
+    """Lightning's log handler keeps the stderr of the test in which it was made, which is closed by now."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+
+def run(capsys, *args):
+    """Exit code and what was printed."""
+    code = 0
+    try:
+        cli.main([str(arg) for arg in args])
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def expect_sentence(capsys, *args):
+    """The one sentence that the command ends with."""
+    code, _, err = run(capsys, *args)
+    lines = [line for line in err.splitlines() if line.startswith("dvla: error: ")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err, (code, err)
+    return lines[0]
+
+
+@pytest.fixture
+def policy_dir(tiny_policy, tmp_path):
+    tiny_policy.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def rl_args(policy_dir, tmp_path):
+    return ["--config", RL, "--model.policy.pretrained", policy_dir, "--trainer.default_root_dir", tmp_path / "run"]
+
+
+def test_help_lists_every_command_without_importing_torch(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(verb in out for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_shipped_configs_fit_the_code(config, capsys):
+    content = yaml.safe_load((ROOT / config).read_text())
+    verb = "fit" if "model" in content else "collect"
+    if "libero" in config:
+        pytest.importorskip("mujoco")
+    code, out, err = run(capsys, verb, "--config", ROOT / config, "--print_config")
+    assert code == 0, err
+    assert set(content) <= set(yaml.safe_load(out))
+
+
+def test_help_of_fit_explains_the_objective(capsys):
+    code, out, _ = run(capsys, "fit", "--help")
+    assert code == 0 and "--model.objective" in out and "--data" in out
+
+
+def test_unknown_command(capsys):
+    assert "unknown command 'frobnicate'" in expect_sentence(capsys, "frobnicate")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--trainer.max_epoch_s", "3"], "max_epoch_s"),
+        (["--model.objective.clip_ratio_loww", "0.1"], "clip_ratio_loww"),
+        (["--model.objective.clip_ratio_low", "small"], "small"),
+        (["--model.objective.clip_ratio_low", "1.5"], "0 < clip_ratio_low < 1"),
+        (["--data.tasks", "[fly]"], "unknown task 'fly'; choose from: reach"),
+        (["--data.num_steps", "9"], "between 1 and 8"),
+        (["--data.num_eval_episodes", "7"], "multiple of the 5 tasks"),
+        (["--model.policy.pretrained", "no/such/policy/dir"], "does not exist"),
+        (["--ckpt_path", "last"], "no run to resume"),
+        (["--ckpt_path", "no/such/file.ckpt"], "does not exist"),
+        (["--data.collector.environment", "Tablecloth"], "Tablecloth"),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(args, expected, rl_args, capsys):
+    assert expected in expect_sentence(capsys, "fit", *rl_args, *args)
+
+
+def test_missing_config_file(capsys):
+    assert "nowhere.yaml" in expect_sentence(capsys, "fit", "--config", "nowhere.yaml")
+
+
+def test_corrupt_weights(policy_dir, rl_args, capsys):
+    weights = policy_dir / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "is corrupt" in expect_sentence(capsys, "validate", *rl_args)
+
+
+def test_policy_with_other_action_dimensions(policy_dir, rl_args, capsys):
+    config = json.loads((policy_dir / "config.json").read_text())
+    config.update(action_dim=4, chunk_size=2, num_action_steps=2)
+    (policy_dir / "config.json").write_text(json.dumps(config))
+    assert "does not fit" in expect_sentence(capsys, "validate", *rl_args)
+
+
+def test_policy_for_another_robot(tiny_policy, tmp_path, capsys):
+    from dvla_lightning.policy import DVLAPolicy
+
+    other = DVLAPolicy(
+        backbone=tiny_policy.backbone,
+        action_tokenizer=tiny_policy.action_tokenizer,
+        action_dim=4,
+        chunk_size=2,
+        normalization="identity",
+    )
+    other.save_pretrained(tmp_path / "other")
+    args = ["--config", RL, "--model.policy.pretrained", tmp_path / "other", "--trainer.default_root_dir", tmp_path]
+    sentence = expect_sentence(capsys, "validate", *args)
+    assert "4 dimensions" in sentence and "Tabletop have 2" in sentence
+
+
+def test_empty_and_missing_data_sets(tmp_path, capsys):
+    args = ["--config", SFT, "--trainer.default_root_dir", tmp_path / "run"]
+    assert "no dataset.json" in expect_sentence(capsys, "fit", *args, "--data.path", tmp_path / "nothing")
+    code, _, err = run(capsys, "collect", "--collector.environment", "Tabletop", "--out", tmp_path / "d",
+                       "--num_episodes", 5, "--collector.progress", "false")  # fmt: skip
+    assert code == 0, err
+    for file in (tmp_path / "d").glob("*.npz"):
+        file.unlink()
+    assert "holds no successful episode" in expect_sentence(capsys, "fit", *args, "--data.path", tmp_path / "d")
+
+
+def test_missing_libero_assets(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("mujoco")
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "nowhere"))
+    sentence = expect_sentence(
+        capsys, "collect", "--collector.environment", "Libero", "--out", tmp_path / "d", "--num_episodes", 10
+    )
+    assert "LIBERO_ASSETS" in sentence and "nowhere" in sentence
+
+
+def test_a_directory_with_a_run_is_not_overwritten(rl_args, tmp_path, capsys):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/last.ckpt").write_text("a run")
+    assert "already holds a run" in expect_sentence(capsys, "fit", *rl_args)
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_useful_line_of_a_long_report():
+    report = """Parser key "model.policy":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'NoneType'>]
+  Errors:
+    - Expected a <class 'NoneType'>
+    - Expected a <class 'float'>. Got value: hot
+  Given value type: <class 'str'>"""
+    assert useful_line(report) == "model.policy: Expected a <class 'float'>. Got value: hot"
