@@ -85,6 +85,9 @@ class DVLACommand(LightningCLI):
                 f"{root} already holds a run: continue it with --ckpt_path last, or choose another directory with "
                 "--trainer.default_root_dir"
             )
+        if config.trainer.enable_progress_bar is not False:
+            # Not Lightning's rich bar: the collector's own bar lives beside this one.
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar())
         if config.trainer.logger is None or config.trainer.logger is True:
             logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
             logger["init_args"] = {"save_dir": str(root), "name": "", "version": ""}
@@ -100,7 +103,7 @@ def run(args: list[str]) -> None:
     last = ModelCheckpoint(
         filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False, every_n_epochs=1
     )
-    callbacks = [RolloutMetrics(), EvaluationReport(), SavePolicy(), last, TQDMProgressBar()]
+    callbacks = [RolloutMetrics(), EvaluationReport(), SavePolicy(), last]
     try:
         DVLACommand(
             DVLAModule,

@@ -29,8 +29,8 @@ def confidence_score(log_probs_BLV: Tensor, drawn_BL: Tensor, confidence: Confid
     if confidence == "drawn_prob":
         return log_probs_BLV.gather(-1, drawn_BL[..., None])[..., 0]
     if confidence == "entropy":
-        # entr, not p log p: a token of probability 0 must count 0, and NaN would rank first
-        return torch.special.entr(log_probs_BLV.exp()).sum(-1).neg()
+        probs_BLV = log_probs_BLV.exp()
+        return torch.xlogy(probs_BLV, probs_BLV).sum(-1)  # 0 log 0 is 0 here; NaN would rank first
     if confidence == "random":
         return torch.zeros_like(drawn_BL, dtype=torch.float32)
     raise ValueError(f"unknown confidence {confidence!r}: choose max_prob, drawn_prob, entropy or random")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dvla_lightning.diffusion import sampler as sampler_module
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.diffusion.schedule import commit_counts
@@ -109,6 +110,20 @@ def test_impossible_tokens_are_never_drawn():
     path = Sampler().sample(lambda noisy, rows: logits, 3, 5, [1] * 2000, range(2000))
     assert set(path.tokens_BL.flatten().tolist()) == {1, 3}
     assert path.log_prob_BL.isfinite().all()
+
+
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (1 - 2**-53, 3)], ids=["smallest", "largest"])
+def test_the_ends_of_the_uniform_numbers_draw_possible_tokens(monkeypatch, uniform, token):
+    """Once in 2^53 draws; neither end may fall on a token of probability 0, nor its noise be infinite."""
+    monkeypatch.setattr(
+        sampler_module,
+        "_row_uniforms",
+        lambda seeds, num_steps, length: torch.full((len(seeds), 2, 2, length), uniform, dtype=torch.float64),
+    )
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(1, 3, 5)
+    path = Sampler(selection_temperature=1.0).sample(lambda noisy, rows: logits, 3, 5, [2], [0])
+    assert path.tokens_BL.tolist() == [[token] * 3]
+    assert path.commit_order_BL.tolist() == [[0, 1, 2]], "equal scores and equal noise: ties go to the lower position"
 
 
 def test_greedy_takes_the_most_probable_token_whatever_the_seed(network):

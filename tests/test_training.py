@@ -1,0 +1,255 @@
+"""Whole runs through Lightning: SFT learns, RL runs and resumes exactly, two ranks count every episode once."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dvla_lightning.cli import main
+from dvla_lightning.data.rollouts import RolloutDataModule
+from dvla_lightning.envs.tabletop import Tabletop
+from dvla_lightning.errors import UserError
+from dvla_lightning.module import DVLAModule
+from dvla_lightning.objectives import TrajectoryPPO
+from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.rollout.collector import Collector
+from dvla_lightning.tools.collect import collect
+
+ROOT = Path(__file__).parents[1]
+SMALL_RL = {
+    "data.episodes_per_iteration": 20,
+    "data.minibatch_size": 40,
+    "data.num_eval_episodes": 10,
+    "data.collector.progress": "false",
+    "trainer.max_epochs": 2,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+    "model.objective.value_warmup_iterations": 0,
+    "model.optimizer.lr": 1e-2,
+}
+
+
+def arguments(verb, config, options):
+    """A command line; every option may be overridden by the caller."""
+    words = [verb, "--config", str(ROOT / "configs" / config)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    return words
+
+
+def scalars(run, tag):
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
+
+
+def weights(run):
+    return DVLAPolicy.from_pretrained(run / "policy").state_dict()
+
+
+@pytest.fixture
+def policy_dir(tiny_policy, tmp_path):
+    tiny_policy.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def rl(policy_dir):
+    return {**SMALL_RL, "model.policy.pretrained": policy_dir}
+
+
+def test_sft_lowers_the_loss_and_leaves_a_policy(tmp_path):
+    collect(Collector(Tabletop(), progress=False), str(tmp_path / "demos"), 10, expert_noise=0.2)
+    options = {
+        "data.path": tmp_path / "demos",
+        "data.batch_size": 32,
+        "data.num_eval_episodes": 5,
+        "data.collector.progress": "false",
+        "trainer.max_epochs": 4,
+        "trainer.check_val_every_n_epoch": 4,
+        "trainer.default_root_dir": tmp_path / "run",
+        "trainer.enable_progress_bar": "false",
+    }
+    main(arguments("fit", "sft.yaml", options))
+    losses = scalars(tmp_path / "run", "train/loss")
+    assert losses[0] > losses[-1] and losses[0] < math.log(32) + 0.5
+    policy = DVLAPolicy.from_pretrained(tmp_path / "run" / "policy")
+    env = Tabletop().make()
+    observation, _ = env.reset(seed=0)
+    assert policy.act(observation, num_steps=4).actions.shape == (1, 4, 2)
+    assert scalars(tmp_path / "run", "val/num_episodes") == [5.0]
+
+
+def test_rl_logs_what_the_field_greps_for_and_its_ratio_starts_at_one(rl, tmp_path):
+    run = tmp_path / "run"
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": run, "data.num_recorded_episodes": 10}))
+    for tag in (
+        "rollout/success_rate rollout/episode_return rollout/episode_length train/policy_loss train/value_loss "
+        "train/approx_kl train/clip_fraction train/entropy train/explained_variance time/env_steps_per_second "
+        "time/update_seconds"
+    ).split():
+        assert len(scalars(run, tag)) == 2, tag
+    assert scalars(run, "rollout/num_episodes") == [20.0, 20.0]
+    assert max(scalars(run, "train/first_max_abs_log_ratio")) < 1e-5
+    assert max(scalars(run, "train/approx_kl")) > 1e-6  # something was learned after the first minibatch
+    assert scalars(run, "val/success_rate_low")[-1] <= scalars(run, "val/success_rate")[-1]
+    assert (run / "config.yaml").exists() and list((run / "pictures").glob("*.png"))
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(rl, tmp_path):
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": whole}))
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": halved, "trainer.max_epochs": 1}))
+    first_half = weights(halved)
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": halved, "ckpt_path": "last"}))
+    expected, resumed = weights(whole), weights(halved)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert not all(torch.equal(first_half[name], resumed[name]) for name in resumed)
+
+
+def test_a_checkpoint_of_another_policy_is_refused(rl, tiny_policy, tmp_path, capsys):
+    run = tmp_path / "run"
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": run, "trainer.max_epochs": 1}))
+    lora = {"model.policy.lora.r": 2, "model.policy.lora.target_modules": "all-linear"}
+    with pytest.raises(SystemExit):
+        main(arguments("fit", "rl.yaml", {**rl, **lora, "trainer.default_root_dir": run, "ckpt_path": "last"}))
+    assert "does not fit this policy" in capsys.readouterr().err
+
+
+def test_lora_trains_adapters_alone_against_the_reference(rl, policy_dir, tmp_path):
+    run = tmp_path / "run"
+    lora = {"model.policy.lora.r": 2, "model.policy.lora.target_modules": "all-linear", "model.objective.kl_coef": 0.1}
+    main(arguments("fit", "rl.yaml", {**rl, **lora, "trainer.default_root_dir": run}))
+    before, after = DVLAPolicy.from_pretrained(policy_dir), DVLAPolicy.from_pretrained(run / "policy")
+    base = after.backbone.get_base_model()
+    assert torch.equal(before.backbone.layers[0].qkv.weight, base.layers[0].qkv.base_layer.weight)
+    assert any("lora_B" in name and value.abs().max() > 0 for name, value in after.state_dict().items())
+    assert scalars(run, "train/reference_kl")[-1] > 0
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not any("base_layer.weight" in name for name in saved)
+
+
+def make_rl(policy, **options):
+    data = RolloutDataModule(
+        Collector(Tabletop(), num_envs=20, progress=False), episodes_per_iteration=20, minibatch_size=20,
+        num_eval_episodes=0, **options,
+    )  # fmt: skip
+    objective = TrajectoryPPO(target_kl=1e-4)
+    return DVLAModule(policy, objective, lambda parameters: torch.optim.Adam(parameters, lr=1e-2)), data
+
+
+def make_trainer(tmp_path, **options):
+    return Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0, **options,
+    )  # fmt: skip
+
+
+def test_target_kl_stops_updates_but_not_the_run(tiny_policy, tmp_path):
+    module, data = make_rl(tiny_policy, ppo_epochs=5)
+    updates = []
+    module.configure_gradient_clipping = lambda *a, **k: None
+    original = module.optimizer_step
+
+    def counted(*args, **kwargs):
+        updates.append(module.stop_iteration)
+        return original(*args, **kwargs)
+
+    module.optimizer_step = counted
+    trainer = make_trainer(tmp_path, max_epochs=2)
+    trainer.fit(module, datamodule=data)
+    assert trainer.current_epoch == 2
+    # Far fewer than 5 passes: per iteration some updates and the one minibatch that was fetched ahead and skipped.
+    assert updates.count(True) == 2 and len(updates) < 2 * 5 * 3
+
+
+def test_a_changed_sampler_between_rollout_and_update_fails_the_run(tiny_policy, tmp_path):
+    module, data = make_rl(tiny_policy)
+    collected = data.collect
+
+    def collect_and_meddle(iteration):
+        batch = collected(iteration)
+        module.policy.sampler.temperature = 2.0
+        return batch
+
+    data.collect = collect_and_meddle
+    with pytest.raises(UserError, match="scores its own rollouts differently"):
+        make_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
+
+
+def test_bfloat16_rollouts_and_updates_agree(tiny_policy, tmp_path):
+    """bf16-mixed: autocast must be on in the collection, too."""
+    module, data = make_rl(tiny_policy, ppo_epochs=1)
+    module.objective.parity_tolerance = 0.1
+    make_trainer(tmp_path, max_epochs=1, precision="bf16-mixed").fit(module, datamodule=data)
+
+
+def test_fast_dev_run_collects_one_episode_per_task(tiny_policy, tmp_path):
+    module, data = make_rl(tiny_policy)
+    make_trainer(tmp_path, fast_dev_run=True).fit(module, datamodule=data)
+    assert data.rollout_metrics["rollout/num_episodes"] == 5
+
+
+def launch(words):
+    """Runs `dvla` as a user would: with ddp Lightning starts the command line again for every rank."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvla_lightning.cli", *words], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+DDP = {"trainer.strategy": "ddp", "trainer.devices": 2}
+
+
+def test_two_ranks_evaluate_the_same_episodes_as_one(rl, tmp_path):
+    tables, records = [], []
+    for name, options in (("one", {"trainer.devices": 1}), ("two", DDP)):
+        run = tmp_path / name
+        shared = {k: v for k, v in rl.items() if k.split(".")[-1] not in ("max_epochs", "check_val_every_n_epoch")}
+        options = {**shared, **options, "data.num_eval_episodes": 15, "trainer.default_root_dir": run}
+        tables.append(launch(arguments("validate", "rl.yaml", options)).split("every episode")[0])
+        records.append(json.loads((run / "evaluation.json").read_text()))
+    assert tables[0] == tables[1] and "(n = 15)" in tables[0]
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in record["episodes"]] for record in records]
+    assert len(rows[0]) == 15 and rows[0] == rows[1]
+
+
+def test_two_ranks_train_on_the_episodes_of_both(rl, tmp_path):
+    """The same specs, split over ranks: the logged statistics are those of one rank that ran them all."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = {**rl, "trainer.max_epochs": 1, "data.episodes_per_iteration": 21, "data.num_eval_episodes": 5}
+    main(arguments("fit", "rl.yaml", {**options, "trainer.default_root_dir": one}))
+    launch(arguments("fit", "rl.yaml", {**options, **DDP, "trainer.default_root_dir": two}))
+    assert scalars(two, "rollout/num_episodes") == [21.0]
+    for tag in ("success_rate", "episode_length", "advantage_std", "value_mean"):
+        assert scalars(one, f"rollout/{tag}") == pytest.approx(scalars(two, f"rollout/{tag}"), rel=1e-5), tag
+    explained = [scalars(run, "train/explained_variance")[0] for run in (one, two)]
+    assert explained[0] == pytest.approx(explained[1], rel=1e-4)
+    assert max(scalars(two, "train/first_max_abs_log_ratio")) < 1e-5
+
+
+def test_two_ranks_run_sft(tmp_path):
+    collect(Collector(Tabletop(), progress=False), str(tmp_path / "demos"), 5)
+    options = {
+        **DDP,
+        "data.path": tmp_path / "demos",
+        "data.batch_size": 16,
+        "data.num_eval_episodes": 5,
+        "trainer.max_epochs": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": tmp_path / "run",
+    }
+    launch(arguments("fit", "sft.yaml", options))
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+    assert scalars(tmp_path / "run", "val/num_episodes") == [5.0]
