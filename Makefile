@@ -1,6 +1,7 @@
 # Everything lives in .venv; nothing is installed elsewhere.
 #
 #   make demo                 see `make help`
+#   make demo SEED=1
 #   make test PYTEST_ARGS="tests/rl -x"
 #
 # Variables for special machines:
@@ -12,6 +13,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 PIP_EXTRA ?=
 PYTEST_ARGS ?=
+SEED ?= 0
+DEMO ?= runs/demo-$(SEED)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,8 +29,18 @@ LIBERO_INSTALLED := $(VENV)/.libero
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## see the shipped policy work, on a laptop CPU
-	$(DVLA) demo
+demo: $(INSTALLED) ## SFT, then RL on the built-in environment: table, learning curve and pictures (two CPU cores)
+	rm -rf $(DEMO)
+	$(DVLA) collect --config configs/collect.yaml --out $(DEMO)/data --seed $(SEED)
+	$(DVLA) fit --config configs/sft.yaml --seed_everything $(SEED) \
+		--data.path $(DEMO)/data --trainer.default_root_dir $(DEMO)/sft
+	$(DVLA) validate --config configs/rl.yaml --data.num_eval_episodes 400 \
+		--model.policy.pretrained $(DEMO)/sft/policy --trainer.default_root_dir $(DEMO)/sft
+	$(DVLA) fit --config configs/rl.yaml --seed_everything $(SEED) \
+		--model.policy.pretrained $(DEMO)/sft/policy --trainer.default_root_dir $(DEMO)/rl
+	$(DVLA) validate --config configs/rl.yaml --data.num_eval_episodes 400 \
+		--model.policy.pretrained $(DEMO)/rl/policy --trainer.default_root_dir $(DEMO)/rl
+	$(DVLA) report --before $(DEMO)/sft --after $(DEMO)/rl --run $(DEMO)/rl --out $(DEMO)/report.png
 
 test: $(INSTALLED) ## run the tests; those of simulators that are not installed are skipped
 	$(BIN)/python -m pytest -q -ra $(PYTEST_ARGS)

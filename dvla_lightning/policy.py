@@ -224,7 +224,12 @@ class DVLAPolicy(nn.Module):
 
         Returns:
             The decisions; gradients are off.
+
+        Raises:
+            ValueError: if the three lists differ in length.
         """
+        if not len(observations) == len(num_steps) == len(seeds):
+            raise ValueError(f"{len(observations)} observations, {len(num_steps)} num_steps, {len(seeds)} seeds")
         prompt = self.make_prompt(observations)
         context = self.backbone.encode(prompt)
         first_hidden: list[Tensor] = []

@@ -68,7 +68,7 @@ class MiniBackbone(Backbone):
         num_layers: transformer layers.
         num_heads: attention heads; divides `dim`.
         channels: width of the image feature maps, a multiple of 8.
-        text_buckets: hash buckets for words and word pairs of the instruction.
+        text_buckets: hash buckets for the words of the instruction.
 
     Raises:
         UserError: if the sizes do not fit together.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +13,19 @@ MAX_TEXT_IDS = 64
 
 @lru_cache(maxsize=4096)
 def hashed_text_ids(sentence: str, num_buckets: int) -> tuple[int, ...]:
-    """Words and word pairs of a sentence, hashed into buckets 1..num_buckets-1; 0 pads to `MAX_TEXT_IDS`.
+    """Words, and words with their place, of a sentence, hashed into 1..num_buckets-1; 0 pads to `MAX_TEXT_IDS`.
 
-    The hashing trick (Weinberger et al., arXiv 0902.2206) with bigrams (fastText, arXiv 1607.01759) needs no vocabulary
-    file, and pairs keep "the red block, then the blue one" apart from its reverse.
+    The hashing trick (Weinberger et al., arXiv 0902.2206) needs no vocabulary file. The plain words carry over between
+    sentences; the placed ones tell "the red block, then the blue block" from its reverse, which word pairs would not.
     """
     words = "".join(c if c.isalnum() else " " for c in sentence.lower()).split()
-    pairs = [f"{a} {b}" for a, b in pairwise(words)]
-    ids = [1 + zlib.crc32(text.encode()) % (num_buckets - 1) for text in [*words, *pairs]][:MAX_TEXT_IDS]
+    placed = [f"{place}:{word}" for place, word in enumerate(words)]
+    ids = [1 + zlib.crc32(text.encode()) % (num_buckets - 1) for text in [*words, *placed]][:MAX_TEXT_IDS]
     return (*ids, *[0] * (MAX_TEXT_IDS - len(ids)))
 
 
 class InstructionEncoder(nn.Module):
-    """Mean of hashed word and word-pair embeddings, then an MLP: (B, T) int64 -> (B, D)."""
+    """Mean of hashed word and placed-word embeddings, then an MLP: (B, T) int64 -> (B, D)."""
 
     def __init__(self, num_buckets: int, dim: int) -> None:
         super().__init__()
