@@ -20,8 +20,7 @@ from dvla_lightning.envs.tabletop.scene import (
 _CLEARANCE = 0.26  # distance kept from the centre of anything that must not be touched: two noisy steps fit in
 _CONTACT = BLOCK_RADIUS + TOOL_RADIUS
 _BEHIND = _CONTACT + 0.07  # push: where the tool lines up, measured from the block
-_ALIGNED = 0.06  # push: sideways offset below which pushing moves the block about straight on
-_PUSH_STEP = 0.8 * MAX_STEP  # push: leaves room in the action for steering sideways
+_ALIGNED = 0.09  # push: sideways offset below which the block is well in the tool's way
 _UNDECIDED = 0.06  # detour: this near the diagonal neither way is shorter, so the drawn one decides
 _LEAST_GAP = 0.06  # detour: distance from the wall below which the tool steers away from it
 _LANE = 0.20  # detour: distance from the wall that the tool keeps once it is well under way
@@ -86,7 +85,7 @@ def _steer(tool: Point, goal: Point, obstacles: list[Point], clearance: float = 
 
 
 def _push(scene: Scene) -> Point:
-    """Gets behind the block, seen from the pad, then pushes; gets behind it again whenever the block slips aside."""
+    """Gets behind the block, seen from the pad, then pushes; gets behind it again if the block is lost."""
     block, pad = scene.blocks[0].centre, scene.pads[0].centre
     remaining = max(math.dist(block, pad), 1e-9)
     unit_x, unit_y = (pad[0] - block[0]) / remaining, (pad[1] - block[1]) / remaining
@@ -95,10 +94,8 @@ def _push(scene: Scene) -> Point:
     if ahead <= 0.0 or abs(side) > _ALIGNED:
         behind = (block[0] - unit_x * _BEHIND, block[1] - unit_y * _BEHIND)
         return _towards(scene.tool, _steer(scene.tool, behind, [block], clearance=_BEHIND - 0.02))
-    # Forward by what the block still has to travel, and sideways back onto the line through block and pad.
-    forward = min(ahead - _CONTACT + remaining, _PUSH_STEP)
-    target = (scene.x + unit_x * forward - unit_y * side, scene.y + unit_y * forward + unit_x * side)
-    return _towards(scene.tool, target)
+    forward = min(ahead, _CONTACT) + remaining  # the block moves with the tool once they touch
+    return _towards(scene.tool, (scene.x + unit_x * forward, scene.y + unit_y * forward))
 
 
 def _detour(scene: Scene, way: int) -> Point:

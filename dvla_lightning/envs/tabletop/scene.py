@@ -81,17 +81,23 @@ def move_tool(scene: Scene, action_x: float, action_y: float) -> None:
     """Moves the tool, and what it holds or pushes, by one action (components in [-1, 1]); changes `scene`."""
     parts = _CONTACT_SUBSTEPS if scene.solid_blocks else 1
     for _ in range(parts):
+        before = scene.tool
         scene.x = min(max(scene.x + action_x * MAX_STEP / parts, -1.0), 1.0)
         scene.y = min(max(scene.y + action_y * MAX_STEP / parts, -1.0), 1.0)
         if scene.solid_blocks:
             for block in scene.blocks:
-                _push_away(scene, block)
+                _push(scene, block, before)
     if scene.holding:
         scene.blocks[0].x, scene.blocks[0].y = scene.tool
 
 
-def _push_away(scene: Scene, block: Thing) -> None:
-    """Resolves the overlap of the tool's disc and a block by moving the block along the contact normal."""
+def _push(scene: Scene, block: Thing, before: Point) -> None:
+    """A rough tool: a block in its way goes along with its motion; what overlap is left moves it along the normal."""
+    if math.dist(scene.tool, block.centre) >= BLOCK_RADIUS + TOOL_RADIUS:
+        return
+    move_x, move_y = scene.x - before[0], scene.y - before[1]
+    if (block.x - before[0]) * move_x + (block.y - before[1]) * move_y > 0.0:
+        block.x, block.y = block.x + move_x, block.y + move_y
     dx, dy = block.x - scene.x, block.y - scene.y
     distance = math.hypot(dx, dy)
     if 0.0 < distance < BLOCK_RADIUS + TOOL_RADIUS:

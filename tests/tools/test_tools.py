@@ -1,0 +1,108 @@
+"""The verbs without a Trainer: collect continues, report compares, doctor tells."""
+
+import json
+
+import pytest
+
+from dvla_lightning.envs.tabletop import Tabletop
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.manifest import read_counts
+from dvla_lightning.rollout.collector import Collector
+from dvla_lightning.tools import doctor, report
+from dvla_lightning.tools.collect import collect
+
+
+def rows(directory):
+    return [json.loads(line) for line in (directory / "episodes.jsonl").read_text().splitlines()]
+
+
+def collector():
+    return Collector(Tabletop(), num_envs=4, progress=False)
+
+
+def test_collect_continues_where_it_stopped(tmp_path, capsys):
+    collect(collector(), str(tmp_path / "whole"), 10, expert_noise=0.3)
+    collect(collector(), str(tmp_path / "parts"), 5, expert_noise=0.3)
+    collect(collector(), str(tmp_path / "parts"), 10, expert_noise=0.3)
+    found = [{(r["task"], r["initial_state"]) for r in rows(tmp_path / name)} for name in ("whole", "parts")]
+    assert len(found[0]) == len(found[1]) == 10
+    collect(collector(), str(tmp_path / "parts"), 10, expert_noise=0.3)
+    assert len(rows(tmp_path / "parts")) == 10
+    assert "(n = 2)" in capsys.readouterr().out
+
+
+def test_collect_counts_failures_and_tries_further_states_and_plans(tmp_path):
+    """Noise this large makes the expert fail often: what is missing is tried again, from other states in the end."""
+    collect(collector(), str(tmp_path / "d"), 4, tasks="detour", expert_noise=2.0, num_attempts=2)
+    outcomes = rows(tmp_path / "d")
+    assert sum(row["success"] for row in outcomes) == 4 == len(list((tmp_path / "d").glob("*.npz")))
+    assert any(not row["success"] and row["file"] is None for row in outcomes)
+    assert {row["attempt"] for row in outcomes} == {0, 1}
+
+
+def test_collect_refuses_a_directory_of_another_environment(tmp_path):
+    collect(collector(), str(tmp_path / "d"), 5)
+    with pytest.raises(UserError, match="another environment"):
+        collect(Collector(Tabletop(image_size=64), progress=False), str(tmp_path / "d"), 5)
+    with pytest.raises(UserError, match="another observe_every"):
+        collect(collector(), str(tmp_path / "d"), 5, observe_every=2)
+
+
+def test_collect_gives_up_on_an_expert_that_never_succeeds(tmp_path):
+    with pytest.raises(UserError, match="the expert failed on 20 initial states of task 'detour'"):
+        collect(collector(), str(tmp_path / "d"), 1, tasks="detour", expert_noise=1e9)
+
+
+def make_record(path, successes, states=range(2)):
+    episodes = [{"task": "reach", "initial_state": n, "seed": n, "success": n < successes} for n in states]
+    count = {"successes": successes, "n": len(episodes), "errors": 0, "decisions": 9}
+    record = {"environment": {"class": "Tabletop"}, "num_steps": 4, "seed": 0, "tasks": {"reach": count}}
+    path.mkdir()
+    (path / "evaluation.json").write_text(json.dumps({**record, "episodes": episodes}))
+
+
+def test_report_refuses_evaluations_of_different_episodes(tmp_path):
+    make_record(tmp_path / "before", 1)
+    make_record(tmp_path / "after", 2, states=range(3))
+    with pytest.raises(UserError, match="not evaluations of the same episodes"):
+        report.report(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path), str(tmp_path / "r.png"))
+
+
+def test_report_draws_curve_table_and_frames(tmp_path, capsys):
+    from torch.utils.tensorboard import SummaryWriter
+
+    make_record(tmp_path / "before", 0)
+    make_record(tmp_path / "after", 2)
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for epoch in range(3):
+            writer.add_scalar("epoch", epoch, epoch * 7)
+            writer.add_scalar("rollout/success_rate", epoch / 3, epoch * 7)
+    report.report(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path / "run"), str(tmp_path / "r.png"))
+    printed = capsys.readouterr().out
+    assert "0.0 % [0.0, 65.8] (n = 2)" in printed and "100.0 % [34.2, 100.0] (n = 2)" in printed
+    assert (tmp_path / "r.png").stat().st_size > 10_000
+    assert report._scalars(tmp_path / "run", "rollout/success_rate")[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"tasks": {"reach": {}}}'])
+def test_what_is_no_record_is_refused(content, tmp_path):
+    path = tmp_path / "evaluation.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match="evaluation.json"):
+        read_counts(path)
+
+
+def test_doctor_names_a_remedy_for_everything_that_is_broken(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package in ("peft", "mujoco") else "1.0")
+    assert not doctor.doctor(libero=True)
+    lines = capsys.readouterr().out.splitlines()
+    broken = [n for n, line in enumerate(lines) if line.startswith("FAIL")]
+    assert [lines[n].split(":")[0] for n in broken] == ["FAIL peft", "FAIL LIBERO"]
+    assert all(lines[n + 1].strip().startswith("->") for n in broken)
+
+
+def test_doctor_does_not_mind_a_missing_libero(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "mujoco" else "1.0")
+    assert doctor.doctor()
+    assert "-    LIBERO: not installed (mujoco missing)" in capsys.readouterr().out
