@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -253,3 +255,18 @@ def test_two_ranks_run_sft(tmp_path):
     launch(arguments("fit", "sft.yaml", options))
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
     assert scalars(tmp_path / "run", "val/num_episodes") == [5.0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
+def test_a_signal_in_the_middle_of_a_collection_loses_at_most_that_iteration(number, code, rl, tmp_path):
+    run = tmp_path / "run"
+    options = {**rl, "trainer.default_root_dir": run, "trainer.max_epochs": 100, "data.num_eval_episodes": 0}
+    command = [sys.executable, "-m", "dvla_lightning.cli", *arguments("fit", "rl.yaml", options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err[-2000:]
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] >= 0

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -93,7 +94,7 @@ class RolloutDataModule(EvaluationDataModule):
         # The same autocast as in training_step: other dtypes would give other log-probabilities.
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             specs = specs[trainer.global_rank :: trainer.world_size]
-            episodes = self.collector.run(policy, specs, f"rollout {iteration}")
+            episodes = self.collector.run(policy, specs, f"rollout {iteration}", self._stop_on_sigterm)
             batch = assemble(policy, module.objective, episodes, self.gamma, self.gae_lambda)
         self._normalize_and_measure(batch, episodes, time.perf_counter() - start)
         return batch
@@ -117,6 +118,11 @@ class RolloutDataModule(EvaluationDataModule):
             order = torch.randperm(len(batch), generator=generator).to(batch.returns_B.device)
             for number, rows in enumerate(order.tensor_split(count)):
                 yield batch.select(rows, weight, is_first=epoch == number == 0)
+
+    def _stop_on_sigterm(self) -> None:
+        """Lightning looks at the signal between batches only; a collection can take minutes."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
 
     def _normalize_and_measure(self, batch: RolloutBatch, episodes: Sequence[Episode], seconds: float) -> None:
         """Advantage statistics and everything that is logged are sums over all ranks."""

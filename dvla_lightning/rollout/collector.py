@@ -73,13 +73,20 @@ class Collector:
         self.times = CollectionTimes()
         self._pool: WorkerPool | None = None
 
-    def run(self, policy: DVLAPolicy, specs: Sequence[EpisodeSpec], title: str = "rollout") -> list[Episode]:
+    def run(
+        self,
+        policy: DVLAPolicy,
+        specs: Sequence[EpisodeSpec],
+        title: str = "rollout",
+        before_decision: Callable[[], None] | None = None,
+    ) -> list[Episode]:
         """Runs the policy on every spec.
 
         Args:
             policy: in eval mode, on its device.
             specs: what to run; draws depend on each spec's seed alone.
             title: shown on the progress bar.
+            before_decision: called before every batch of decisions; it may raise to end the collection.
 
         Returns:
             One episode per spec, in the order of `specs`, whose `decisions` are `DecisionRef`.
@@ -91,6 +98,8 @@ class Collector:
             policy.check_num_steps(spec.num_steps)
 
         def decide(episodes: Sequence[Episode]) -> list[Command]:
+            if before_decision:
+                before_decision()
             start = time.perf_counter()
             observations = [episode.transitions[-1].observation for episode in episodes]
             seeds = [_decision_seed(episode.spec.seed, episode.num_decisions) for episode in episodes]
@@ -139,14 +148,18 @@ class Collector:
         self.times = CollectionTimes()
         start = time.perf_counter()
         finished: dict[EpisodeSpec, Episode] = {}
-        for episode in self._with_progress(self._open().run(specs, actor, keep_observations), len(specs), title):
-            self.times.simulation += sum(t.simulation_seconds for t in episode.transitions)
-            self.times.rendering += sum(t.rendering_seconds for t in episode.transitions)
-            if on_episode:
-                on_episode(episode)
-                for transition in episode.transitions:
-                    transition.observation = None
-            finished[episode.spec] = episode
+        try:
+            for episode in self._with_progress(self._open().run(specs, actor, keep_observations), len(specs), title):
+                self.times.simulation += sum(t.simulation_seconds for t in episode.transitions)
+                self.times.rendering += sum(t.rendering_seconds for t in episode.transitions)
+                if on_episode:
+                    on_episode(episode)
+                    for transition in episode.transitions:
+                        transition.observation = None
+                finished[episode.spec] = episode
+        except BaseException:  # Ctrl-C included: simulators in the middle of an episode cannot be used again
+            self.close()
+            raise
         self.times.total = time.perf_counter() - start
         if all(episode.error for episode in finished.values()):
             error = next(iter(finished.values())).error
