@@ -33,7 +33,13 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 # Lightning tells about its products, torch about an internal rename; neither is the user's business.
-QUIET = ("LeafSpec", "JsonargparseDeprecationWarning", "was deprecated in v4.49", "does not have many workers", "in eval mode at the start of training")
+QUIET = (
+    "LeafSpec",
+    "JsonargparseDeprecationWarning",
+    "was deprecated in v4.49",
+    "does not have many workers",
+    "in eval mode at the start of training",
+)
 
 
 class Parser(LightningArgumentParser):
@@ -56,7 +62,7 @@ class DVLACommand(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def instantiate_classes(self) -> None:
-        """jsonargparse wraps errors of optional classes in its own; the user wants the sentence inside."""
+        """Jsonargparse wraps errors of optional classes in its own; the user wants the sentence inside."""
         try:
             super().instantiate_classes()
         except ValueError as error:

@@ -68,7 +68,9 @@ def tiny_policy():
     from dvla_lightning.policy import DVLAPolicy
 
     torch.manual_seed(0)
-    backbone = MiniBackbone(["top"], 32, 4, num_positions=8, vocab_size=8, dim=16, num_layers=1, num_heads=2, channels=8)
+    backbone = MiniBackbone(
+        ["top"], 32, 4, num_positions=8, vocab_size=8, dim=16, num_layers=1, num_heads=2, channels=8
+    )
     policy = DVLAPolicy(
         backbone=backbone,
         action_tokenizer=UniformBins(8),

@@ -93,11 +93,19 @@ def test_sft_lowers_the_loss_and_leaves_a_policy(tmp_path):
 def test_rl_logs_what_the_field_greps_for_and_its_ratio_starts_at_one(rl, tmp_path):
     run = tmp_path / "run"
     main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": run, "data.num_recorded_episodes": 10}))
-    for tag in (
-        "rollout/success_rate rollout/episode_return rollout/episode_length train/policy_loss train/value_loss "
-        "train/approx_kl train/clip_fraction train/entropy train/explained_variance time/env_steps_per_second "
-        "time/update_seconds"
-    ).split():
+    for tag in [
+        "rollout/success_rate",
+        "rollout/episode_return",
+        "rollout/episode_length",
+        "train/policy_loss",
+        "train/value_loss",
+        "train/approx_kl",
+        "train/clip_fraction",
+        "train/entropy",
+        "train/explained_variance",
+        "time/env_steps_per_second",
+        "time/update_seconds",
+    ]:
         assert len(scalars(run, tag)) == 2, tag
     assert scalars(run, "rollout/num_episodes") == [20.0, 20.0]
     assert max(scalars(run, "train/first_max_abs_log_ratio")) < 1e-5

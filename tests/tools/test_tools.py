@@ -89,7 +89,7 @@ def test_what_is_no_record_is_refused(content, tmp_path):
     path = tmp_path / "evaluation.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match="evaluation.json"):
+    with pytest.raises(UserError, match=r"evaluation\.json"):
         read_counts(path)
 
 
