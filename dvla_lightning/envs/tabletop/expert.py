@@ -85,17 +85,14 @@ def _steer(tool: Point, goal: Point, obstacles: list[Point], clearance: float = 
 
 
 def _push(scene: Scene) -> Point:
-    """Gets behind the block, seen from the pad, then pushes; gets behind it again if the block is lost."""
-    block, pad = scene.blocks[0].centre, scene.pads[0].centre
-    remaining = max(math.dist(block, pad), 1e-9)
-    unit_x, unit_y = (pad[0] - block[0]) / remaining, (pad[1] - block[1]) / remaining
+    """Gets behind the block, seen from its edge, then pushes; gets behind it again if the block is lost."""
+    block, (unit_x, unit_y) = scene.blocks[0].centre, scene.goal_edge
     dx, dy = block[0] - scene.x, block[1] - scene.y
     ahead, side = dx * unit_x + dy * unit_y, unit_x * dy - unit_y * dx
     if ahead <= 0.0 or abs(side) > _ALIGNED:
         behind = (block[0] - unit_x * _BEHIND, block[1] - unit_y * _BEHIND)
         return _towards(scene.tool, _steer(scene.tool, behind, [block], clearance=_BEHIND - 0.02))
-    forward = min(ahead, _CONTACT) + remaining  # the block moves with the tool once they touch
-    return _towards(scene.tool, (scene.x + unit_x * forward, scene.y + unit_y * forward))
+    return unit_x, unit_y  # the block moves with the tool once they touch
 
 
 def _detour(scene: Scene, way: int) -> Point:

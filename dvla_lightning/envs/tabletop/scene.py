@@ -22,6 +22,7 @@ WALL_HALF_SIZE = 0.45
 TOUCH_DISTANCE = BLOCK_RADIUS  # the tool touches a block when the tool's centre is over it
 PAD_TOLERANCE = 0.12  # something is on a pad when its centre is this near the pad's centre
 OBJECT_RANGE = 0.80  # coordinates of blocks and pads: leaves room to pass between an object and the table's edge
+EDGES = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "top": (0.0, 1.0), "bottom": (0.0, -1.0)}  # name -> direction
 COLOURS = ("red", "green", "blue", "yellow")
 _CONTACT_SUBSTEPS = 4  # 0.12 / 4 is far less than a block's radius, so contact turns a block smoothly
 
@@ -48,6 +49,7 @@ class Scene:
         instruction: what to do, one sentence.
         blocks: all blocks; the first `collected` of them have been taken off the table.
         pads: all pads.
+        goal_edge: direction in which block 0 must be pushed; (0, 0) in other tasks.
         has_wall: whether the square wall stands in the middle of the table.
         solid_blocks: whether the tool pushes blocks instead of moving over them.
         holding: whether block 0 sticks to the tool.
@@ -59,6 +61,7 @@ class Scene:
     instruction: str
     blocks: list[Thing] = field(default_factory=list)
     pads: list[Thing] = field(default_factory=list)
+    goal_edge: Point = (0.0, 0.0)
     has_wall: bool = False
     solid_blocks: bool = False
     holding: bool = False
