@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import dvla_lightning.backbones
 import dvla_lightning.data
+import dvla_lightning.envs.libero
 import dvla_lightning.envs.tabletop
 import dvla_lightning.objectives  # noqa: F401 - short class names in YAML resolve to what is imported
 from dvla_lightning.callbacks import EvaluationReport, RolloutMetrics, SavePolicy
@@ -47,6 +50,16 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         raise UserError(useful_line(message))
+
+
+class LogConfig(SaveConfigCallback):
+    """Beside config.yaml in the run directory, the resolved configuration goes to TensorBoard."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_unset=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", f"```yaml\n{text}\n```")
 
 
 class DVLACommand(LightningCLI):
@@ -116,6 +129,7 @@ def run(args: list[str]) -> None:
             EvaluationDataModule,
             subclass_mode_data=True,
             trainer_defaults={**TRAINER_DEFAULTS, "callbacks": callbacks},
+            save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
         )

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.manifest import episode_record
 from dvla_lightning.evaluation.specs import SpecBatch
 from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess
 from dvla_lightning.objectives.base import LossOutput, Objective
@@ -126,9 +127,10 @@ class DVLAModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_success("test")
 
-    def predict_step(self, batch: SpecBatch, batch_idx: int) -> list[Episode]:
-        """Runs the held-out episodes and returns them, decisions and all."""
-        return self.trainer.datamodule.collector.run(self.policy, batch.specs, "prediction")
+    def predict_step(self, batch: SpecBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Runs the held-out episodes and returns one record of each."""
+        episodes = self.trainer.datamodule.collector.run(self.policy, batch.specs, "prediction")
+        return [episode_record(episode) for episode in episodes]
 
     def _log_success(self, prefix: str) -> None:
         """Counts are summed over ranks by the metric, so nothing is averaged when logging."""

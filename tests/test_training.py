@@ -278,3 +278,18 @@ def test_a_signal_in_the_middle_of_a_collection_loses_at_most_that_iteration(num
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err[-2000:]
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] >= 0
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_every_evaluation_verb_runs(verb, policy_dir, tmp_path, capsys):
+    options = {
+        "model.policy.pretrained": policy_dir,
+        "data.num_eval_episodes": 5,
+        "data.collector.progress": "false",
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": tmp_path / "run",
+    }
+    main(arguments(verb, "rl.yaml", options))
+    printed = capsys.readouterr().out
+    assert ("(n = 5)" in printed) == (verb != "predict")
+    assert (tmp_path / "run" / "evaluation.json").exists() == (verb != "predict")

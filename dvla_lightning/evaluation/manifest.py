@@ -39,7 +39,7 @@ def evaluation_record(
         "versions": {name: version(name) for name in ("dvla-lightning", "torch", "numpy", "gymnasium")},
         "tasks": {task: _count_record(count) for task, count in counts.items()},
         "total": _count_record(sum(counts.values(), SuccessCount(0, 0))),
-        "episodes": [_episode_record(episode) for episode in sorted(episodes, key=_order)],
+        "episodes": [episode_record(episode) for episode in sorted(episodes, key=_order)],
     }
 
 
@@ -77,7 +77,8 @@ def _count_record(count: SuccessCount) -> dict[str, Any]:
     return {**dataclasses.asdict(count), "rate": count.rate, "wilson_95": list(interval)}
 
 
-def _episode_record(episode: Episode) -> dict[str, Any]:
+def episode_record(episode: Episode) -> dict[str, Any]:
+    """One episode in plain JSON types: what was asked for and what happened."""
     spec = episode.spec
     return {
         "task": spec.task,
