@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dvla_lightning.evaluation.manifest import evaluation_record, write_record
-from dvla_lightning.evaluation.pictures import picture_strip, save_picture
+from dvla_lightning.evaluation.pictures import picture_strip, save_strip
 from dvla_lightning.evaluation.success import SuccessCount, success_table, wilson_interval
 
 
@@ -75,7 +75,8 @@ class EvaluationReport(Callback):
                 continue
             strip = picture_strip(wanted[0])
             name = "success" if outcome else "failure"
-            save_picture(directory / "pictures" / f"{name}.png", strip)
+            instruction = wanted[0].transitions[-1].observation["instruction"]
+            save_strip(directory / "pictures" / f"{name}.png", strip, instruction)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     tag = f"{prefix}/{name}"
@@ -109,7 +110,8 @@ class SavePolicy(Callback):
     def _save(self, trainer: Trainer, module: Any, name: str) -> None:
         if trainer.is_global_zero:
             objective = type(module.objective).__name__
-            card = f"Trained with {objective} for {trainer.current_epoch} epochs; config.yaml is in the run directory."
+            epochs = trainer.fit_loop.epoch_progress.current.ready  # current_epoch is one lower during validation
+            card = f"Trained with {objective} for {epochs} epochs; config.yaml is in the run directory."
             module.policy.save_pretrained(Path(trainer.default_root_dir) / name, card)
 
 
@@ -118,7 +120,5 @@ def _gather_objects(items: list[Any]) -> list[Any]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return items
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    for episode in items:  # what the policy decided is large and nobody asks for it
-        episode.decisions = [None] * episode.num_decisions
     torch.distributed.all_gather_object(gathered, items)
     return [item for part in gathered for item in part]

@@ -53,7 +53,7 @@ def _overview() -> str:
     rows = [*TRAINER_VERBS.items(), *TOOLS.items()]
     return "\n".join(
         [
-            "usage: dvla <command> [--config FILE] [options]     (dvla <command> --help explains every option)",
+            "usage: dvla <command> [--config FILE] [options]     (dvla <command> --help explains the options)",
             "",
             *(f"  {name:<10} {text}" for name, text in rows),
         ]

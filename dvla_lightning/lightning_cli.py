@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import dvla_lightning.backbones
 import dvla_lightning.data
@@ -53,7 +54,15 @@ class Parser(LightningArgumentParser):
 
 
 class LogConfig(SaveConfigCallback):
-    """Beside config.yaml in the run directory, the resolved configuration goes to TensorBoard."""
+    """Beside config.yaml in the run directory, the resolved configuration goes to TensorBoard.
+
+    An evaluation in the directory of a run writes validate.yaml (test.yaml, ...) and leaves its config.yaml alone.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            self.config_filename = f"{trainer.state.fn.value}.yaml"
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         text = self.parser.dump(self.config, skip_unset=False)
@@ -82,13 +91,15 @@ class DVLACommand(LightningCLI):
             inner: BaseException | None = error
             while inner is not None and not isinstance(inner, UserError):
                 inner = inner.__cause__ or inner.__context__
-            raise inner or error from None
+            raise inner or UserError(useful_line(str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's arguments; here the command line counts."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.trainer.default_root_dir is None:
+            raise UserError("trainer.default_root_dir: give the directory that the run shall be written to")
         root = Path(config.trainer.default_root_dir)
         last = root / "checkpoints" / "last.ckpt"
         checkpoint = config.get("ckpt_path")
@@ -96,10 +107,11 @@ class DVLACommand(LightningCLI):
             if not last.exists():
                 raise UserError(f"--ckpt_path last: {last} does not exist, there is no run to resume")
             config.ckpt_path = str(last)
-        elif checkpoint is not None and not Path(checkpoint).exists():
-            raise UserError(f"--ckpt_path: {checkpoint} does not exist")
+        if checkpoint is not None:
+            _check_checkpoint(Path(config.ckpt_path))
         is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
-        if self.subcommand == "fit" and checkpoint is None and last.exists() and is_first_process:
+        overwrites = checkpoint is None and not config.trainer.fast_dev_run and last.exists()
+        if self.subcommand == "fit" and overwrites and is_first_process:
             raise UserError(
                 f"{root} already holds a run: continue it with --ckpt_path last, or choose another directory with "
                 "--trainer.default_root_dir"
@@ -111,6 +123,18 @@ class DVLACommand(LightningCLI):
             logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
             logger["init_args"] = {"save_dir": str(root), "name": "", "version": ""}
             config.trainer.logger = logger if self.subcommand == "fit" else False
+        if "verbose" in config:
+            config.verbose = False  # Lightning's own table prints rates without n; EvaluationReport prints ours
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Raises `UserError` for what can be seen to be no checkpoint of a run without loading it."""
+    if not path.exists():
+        raise UserError(f"--ckpt_path: {path} does not exist")
+    if (path / "config.json").exists():
+        raise UserError(f"--ckpt_path: {path} is a policy directory: start from it with --model.policy.pretrained")
+    if path.is_file() and not zipfile.is_zipfile(path):  # a directory is a distributed checkpoint
+        raise UserError(f"--ckpt_path: {path} is damaged or no checkpoint of a run")
 
 
 def run(args: list[str]) -> None:
@@ -133,5 +157,7 @@ def run(args: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
         )
+    except MisconfigurationException as error:  # Lightning's word for arguments that do not fit each other
+        raise UserError(" ".join(str(error).split())) from error
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)

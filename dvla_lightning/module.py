@@ -51,6 +51,13 @@ class DVLAModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision} would round normalisation statistics and behaviour "
+                "log-probabilities: use bf16-mixed"
+            )
+        if stage != "fit" and not data.num_eval_episodes:
+            raise UserError("there is nothing to evaluate: set data.num_eval_episodes")
         if not self.policy.is_fitted and stage == "fit":
             if not hasattr(data, "statistics_data"):
                 raise UserError("RL needs a trained policy to start from: set model.policy.pretrained")
@@ -65,8 +72,8 @@ class DVLAModule(LightningModule):
             self.policy.check_num_steps(data.num_steps)
             self.policy.check_num_steps(data.eval_num_steps)
             self.task_success = TaskSuccess(data.tasks).to(self.device)
-        if stage == "fit":
-            self.objective.prepare(self.policy)
+        # Not in fit alone: what it freezes is not in a checkpoint, which `dvla validate --ckpt_path` reads, too.
+        self.objective.prepare(self.policy)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -116,12 +123,14 @@ class DVLAModule(LightningModule):
     def validation_step(self, batch: SpecBatch, batch_idx: int) -> None:
         episodes = self.trainer.datamodule.collector.run(self.policy, batch.specs, "evaluation")
         self.task_success.update(episodes)
+        for episode in episodes:
+            episode.decisions = []  # prompts on the policy's device: large, and nobody asks for them
         self.evaluated_episodes += episodes
 
     def on_validation_epoch_end(self) -> None:
         self._log_success("val")
 
-    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
@@ -156,11 +165,16 @@ class DVLAModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fills in what was not saved, after checking that the trained names are the same."""
-        different = sorted(self._saved_names() ^ set(checkpoint["state_dict"]))
+        own, saved = self.state_dict(), checkpoint["state_dict"]
+        different = sorted(self._saved_names() ^ set(saved))
+        problem = "is in only one of them"
+        if not different:
+            different = [name for name in saved if saved[name].shape != own[name].shape]
+            problem = "has another shape"
         if different:
             raise UserError(
-                f"the checkpoint does not fit this policy: parameter {different[0]!r} is in only one of them; resume "
+                f"the checkpoint does not fit this policy: parameter {different[0]!r} {problem}; resume "
                 "with the configuration of the run, or start a new one with --model.policy.pretrained"
             )
-        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+        checkpoint["state_dict"] = {**own, **saved}
         self.policy.is_fitted = True

@@ -90,11 +90,23 @@ def test_unknown_command(capsys):
         (["--model.policy.pretrained", "no/such/policy/dir"], "does not exist"),
         (["--ckpt_path", "last"], "no run to resume"),
         (["--ckpt_path", "no/such/file.ckpt"], "does not exist"),
+        (["--ckpt_path", RL], "no checkpoint of a run"),
+        (["--ckpt_path", "{policy}"], "is a policy directory"),
+        (["--model.policy.sampler.temperature", "-1"], "temperature must be > 0"),
+        (["--data.gamma", "7"], "between 0 and 1"),
+        (["--trainer.strategy", "dpp"], "invalid strategy name"),
+        (["--trainer.default_root_dir", "null"], "default_root_dir"),
+        (["--trainer.precision", "bf16-true"], "use bf16-mixed"),
         (["--data.collector.environment", "Tablecloth"], "Tablecloth"),
     ],
 )
-def test_bad_arguments_end_in_one_sentence(args, expected, rl_args, capsys):
+def test_bad_arguments_end_in_one_sentence(args, expected, rl_args, policy_dir, capsys):
+    args = [arg.replace("{policy}", str(policy_dir)) for arg in args]
     assert expected in expect_sentence(capsys, "fit", *rl_args, *args)
+
+
+def test_an_evaluation_of_nothing_is_refused(rl_args, capsys):
+    assert "nothing to evaluate" in expect_sentence(capsys, "validate", *rl_args, "--data.num_eval_episodes", 0)
 
 
 def test_missing_config_file(capsys):

@@ -90,6 +90,28 @@ def test_sft_lowers_the_loss_and_leaves_a_policy(tmp_path):
     assert scalars(tmp_path / "run", "val/num_episodes") == [5.0]
 
 
+def test_a_checkpoint_of_sft_can_be_evaluated_and_its_config_stays(tmp_path, capsys):
+    collect(Collector(Tabletop(), progress=False), str(tmp_path / "demos"), 5)
+    run = tmp_path / "run"
+    options = {
+        "data.path": tmp_path / "demos",
+        "data.num_eval_episodes": 5,
+        "data.collector.progress": "false",
+        "trainer.default_root_dir": run,
+        "trainer.enable_progress_bar": "false",
+    }
+    main(arguments("fit", "sft.yaml", {**options, "trainer.max_epochs": 1}))
+    config = (run / "config.yaml").read_text()
+    capsys.readouterr()
+    main(arguments("validate", "sft.yaml", {**options, "ckpt_path": "last"}))
+    printed = capsys.readouterr().out
+    assert "(n = 5)" in printed and "val/success_rate" not in printed  # no rate without its n
+    assert (run / "config.yaml").read_text() == config and (run / "validate.yaml").exists()
+    with pytest.raises(SystemExit):
+        main(arguments("validate", "sft.yaml", {**options, "ckpt_path": "last", "model.policy.backbone.channels": 16}))
+    assert "has another shape" in capsys.readouterr().err
+
+
 def test_rl_logs_what_the_field_greps_for_and_its_ratio_starts_at_one(rl, tmp_path):
     run = tmp_path / "run"
     main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": run, "data.num_recorded_episodes": 10}))

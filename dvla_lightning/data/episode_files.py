@@ -83,11 +83,10 @@ class DemonstrationWriter:
         file = path / "dataset.json"
         if not file.exists():
             file.write_text(json.dumps(header, indent=2) + "\n")
-        elif (found := json.loads(file.read_text())) != header:
+        elif (found := _read_header(file)) != header:
             different = [key for key in header if found.get(key) != header[key]]
             raise UserError(f"{path} holds demonstrations with another {different[0]}: choose a new directory")
-        log = path / "episodes.jsonl"
-        self.rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        self.rows = _read_log(path / "episodes.jsonl")
 
     def add(self, episode: Episode) -> None:
         """Writes an episode with all its observations; failed ones and errors are only counted."""
@@ -144,7 +143,7 @@ def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]
     header_file = path / "dataset.json"
     if not header_file.exists():
         raise UserError(f"{path} is no directory of demonstrations (no dataset.json): make one with `dvla collect`")
-    header = json.loads(header_file.read_text())
+    header = _read_header(header_file)
     if header.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{header_file} has format_version {header.get('format_version')}, this release reads {FORMAT_VERSION}"
@@ -153,6 +152,29 @@ def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]
     if not files:
         raise UserError(f"{path} holds no successful episode: collect some with `dvla collect`")
     return header, [_read_npz(file, header) for file in files]
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(file.read_text())
+        if not isinstance(header, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): collect into a new directory") from error
+    return header
+
+
+def _read_log(file: Path) -> list[dict[str, Any]]:
+    """The episodes tried so far; a last line cut short by a crash is removed from the file."""
+    text = file.read_text() if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        rows = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): collect into a new directory") from error
+    if whole != text:
+        file.write_text(whole)
+    return rows
 
 
 def _read_npz(path: Path, header: Mapping[str, Any]) -> Demonstration:

@@ -67,6 +67,8 @@ class RolloutDataModule(EvaluationDataModule):
         )
         if min(episodes_per_iteration, minibatch_size, ppo_epochs) < 1:
             raise UserError("data: episodes_per_iteration, minibatch_size and ppo_epochs must be at least 1")
+        if not (0 <= gamma <= 1 and 0 <= gae_lambda <= 1):
+            raise UserError(f"data: gamma and gae_lambda must be between 0 and 1, got {gamma} and {gae_lambda}")
         self.episodes_per_iteration = episodes_per_iteration
         self.minibatch_size, self.ppo_epochs = minibatch_size, ppo_epochs
         self.gamma, self.gae_lambda = gamma, gae_lambda
@@ -87,7 +89,11 @@ class RolloutDataModule(EvaluationDataModule):
             UserError: if no episode of this rank could be run.
         """
         module, trainer = self.trainer.lightning_module, self.trainer
-        num_episodes = len(self.tasks) if trainer.fast_dev_run else self.episodes_per_iteration
+        num_episodes, ranks = self.episodes_per_iteration, trainer.world_size
+        if trainer.fast_dev_run:
+            num_episodes = max(len(self.tasks), ranks)
+        if num_episodes < ranks:  # told on every rank: one that stopped alone would leave the others waiting
+            raise UserError(f"data: {num_episodes} episodes_per_iteration cannot be shared by {ranks} ranks: raise it")
         specs = training_specs(self.tasks, num_episodes, self.num_steps, self.seed, iteration)
         policy: DVLAPolicy = module.policy
         start = time.perf_counter()

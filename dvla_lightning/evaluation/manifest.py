@@ -61,9 +61,9 @@ def read_counts(path: Path) -> tuple[dict[str, Any], dict[str, SuccessCount]]:
         record = json.loads(path.read_text())
         names = [field.name for field in dataclasses.fields(SuccessCount)]
         counts = {task: SuccessCount(**{k: row[k] for k in names}) for task, row in record["tasks"].items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist: `dvla validate` writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} is not the record of an evaluation ({error!r})") from error
     return record, counts
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import imageio.v3 as imageio
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dvla_lightning.rollout.episode import Episode
 
@@ -19,14 +20,24 @@ def picture_strip(episode: Episode, num_frames: int = 6) -> NDArray[np.uint8]:
         num_frames: at most this many, evenly spaced.
 
     Returns:
-        (H, W * frames, 3) uint8.
+        (H, W * frames + gaps, 3) uint8.
     """
     pictures = [transition.picture for transition in episode.transitions]
     chosen = np.unique(np.linspace(0, len(pictures) - 1, num_frames).round().astype(int))
-    return np.concatenate([pictures[n] for n in chosen], axis=1)
+    gap = np.full((pictures[0].shape[0], 4, 3), 255, np.uint8)
+    parts = [part for n in chosen for part in (gap, pictures[n])]
+    return np.concatenate(parts[1:], axis=1)
 
 
-def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Writes a PNG file."""
+def save_strip(path: Path, strip: NDArray[np.uint8], caption: str) -> None:
+    """Writes a PNG file, its caption in the file's metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, picture)
+    information = PngInfo()
+    information.add_text("Description", caption)
+    Image.fromarray(strip).save(path, pnginfo=information)
+
+
+def load_strip(path: Path) -> tuple[NDArray[np.uint8], str]:
+    """A picture written by `save_strip` and its caption."""
+    with Image.open(path) as image:
+        return np.asarray(image), image.text.get("Description", "")

@@ -29,13 +29,11 @@ class CollectionTimes:
     """Where the wall time of the last collection went, in seconds.
 
     Attributes:
-        total: whole collection.
         policy: inference, prompt building included.
         simulation: physics and resets, summed over simulators (they may run side by side).
         rendering: observations, summed over simulators.
     """
 
-    total: float = 0.0
     policy: float = 0.0
     simulation: float = 0.0
     rendering: float = 0.0
@@ -46,7 +44,7 @@ class Collector:
 
     Args:
         environment: recipe of the simulator.
-        num_workers: child processes with one simulator each; 0 runs the simulators in this process.
+        num_workers: child processes with one simulator each, per rank; 0 runs the simulators in this process.
         num_envs: simulators in this process when `num_workers` is 0; the policy decides for all of them at once.
         reset_timeout: seconds a reset may take in a child process (building the simulator included).
         step_timeout: seconds a chunk may take in a child process.
@@ -146,7 +144,6 @@ class Collector:
         if not specs:
             return []
         self.times = CollectionTimes()
-        start = time.perf_counter()
         finished: dict[EpisodeSpec, Episode] = {}
         try:
             for episode in self._with_progress(self._open().run(specs, actor, keep_observations), len(specs), title):
@@ -160,7 +157,6 @@ class Collector:
         except BaseException:  # Ctrl-C included: simulators in the middle of an episode cannot be used again
             self.close()
             raise
-        self.times.total = time.perf_counter() - start
         if all(episode.error for episode in finished.values()):
             error = next(iter(finished.values())).error
             raise UserError(f"every episode failed with an error, the first one with: {error}")

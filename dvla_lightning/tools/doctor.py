@@ -128,21 +128,22 @@ def _libero(required: bool) -> Iterator[Check]:
         yield Check(problem is None or None, f"GL {backend}", finding, GL_REMEDY)
     chosen = os.environ.get("MUJOCO_GL") or next((backend for backend, ok in works.items() if ok), None)
     yield Check(
-        bool(works.get(chosen, False)),
+        works.get(chosen, False) or absent,
         "rendering",
         f"MuJoCo will use {chosen}" if chosen else "no GL backend works",
         f"{GL_REMEDY}; or set MUJOCO_GL to a backend that works",
     )
     lacking = missing_assets(None)
     where = resolve_assets(None) or "hf-libero's own folder, or its download from the hub"
-    yield Check(not lacking, "LIBERO assets", f"missing: {lacking[0]}" if lacking else str(where), "set LIBERO_ASSETS")
-    yield from _libero_frame(enabled=works.get(chosen, False) and not lacking)
+    yield Check(
+        not lacking or absent, "LIBERO assets", f"missing: {lacking[0]}" if lacking else str(where), "set LIBERO_ASSETS"
+    )
+    if works.get(chosen, False) and not lacking:
+        yield _libero_frame(absent)
 
 
-def _libero_frame(enabled: bool) -> Iterator[Check]:
-    """Builds one task in a child process (it may hang) and renders one frame per camera."""
-    if not enabled:
-        return
+def _libero_frame(absent: bool | None) -> Check:
+    """Builds one task in a child process (it may hang) and renders one frame per camera; `absent` if it cannot."""
     from dvla_lightning.envs.libero import Libero
     from dvla_lightning.rollout.episode import EpisodeSpec
     from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure
@@ -156,9 +157,11 @@ def _libero_frame(enabled: bool) -> Iterator[Check]:
         images = slot.receive().observation["images"]
         blank = [camera for camera, image in images.items() if int(image.max()) - int(image.min()) < 50]
         finding = f"blank picture from {blank}" if blank else f"one task built and rendered in {_since(start)}"
-        yield Check(not blank, "LIBERO frame", finding, "try another backend with MUJOCO_GL")
-    except (WorkerFailure, UserError) as error:
-        yield Check(False, "LIBERO frame", str(error).splitlines()[-1], INSTALL_LIBERO)
+        return Check(not blank or absent, "LIBERO frame", finding, "try another backend with MUJOCO_GL")
+    except UserError as error:
+        return Check(absent, "LIBERO frame", str(error))  # says itself what to do
+    except WorkerFailure as error:
+        return Check(absent, "LIBERO frame", str(error).splitlines()[-1], INSTALL_LIBERO)
     finally:
         slot.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio.v3 as imageio
 import matplotlib
 
 matplotlib.use("Agg")  # no display needed
@@ -15,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.manifest import read_counts
+from dvla_lightning.evaluation.pictures import load_strip
 from dvla_lightning.evaluation.success import SuccessCount, wilson_interval
 from dvla_lightning.tools.parser import run_tool
 
@@ -36,6 +36,8 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     Raises:
         UserError: if something is missing, or the evaluations are not of the same episodes.
     """
+    if Path(out).suffix != ".png":
+        raise UserError(f"--out {out}: give a name that ends in .png")
     record_before, counts_before = read_counts(_record_path(before))
     record_after, counts_after = read_counts(_record_path(after))
     keys = ("environment", "num_steps", "seed")
@@ -66,6 +68,8 @@ def _table(before: dict[str, SuccessCount], after: dict[str, SuccessCount], titl
 
 def _scalars(run: Path, tag: str) -> tuple[list[int], list[float]]:
     """Epoch numbers and values of a TensorBoard scalar."""
+    if not run.is_dir():
+        raise UserError(f"{run} is no directory: give the run directory of an RL fit")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     if tag not in events.Tags()["scalars"]:
@@ -86,8 +90,9 @@ def _draw(run: Path, after: Path, old: dict[str, SuccessCount], new: dict[str, S
         axes.axis("off")
         path = next((p / "pictures" / f"{name}.png" for p in (after, run) if _exists(p, name)), None)
         if path is not None:
-            axes.imshow(imageio.imread(path))
-            axes.set_title(f"a {name}, start to end", fontsize=9, loc="left")
+            strip, instruction = load_strip(path)
+            axes.imshow(strip)
+            axes.set_title(f"{name}: {instruction}", fontsize=9, loc="left")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     plt.close(figure)
@@ -124,5 +129,5 @@ def _draw_bars(axes: Axes, old: dict[str, SuccessCount], new: dict[str, SuccessC
         axes.bar(positions, rates, 0.4, yerr=[below, above], capsize=3, label=label)
     sizes = {count.n for count in new.values()}
     axes.set_xticks(range(len(new)), list(new), rotation=15)
-    axes.set(ylim=(0, 105), title=f"held-out success, n = {'/'.join(map(str, sorted(sizes)))} per task")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set(ylim=(0, 125), title=f"held-out success, n = {'/'.join(map(str, sorted(sizes)))} per task")
+    axes.legend(loc="upper center", ncols=2, fontsize=8)

@@ -1,6 +1,7 @@
 """The verbs without a Trainer: collect continues, report compares, doctor tells."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,18 @@ def test_report_refuses_evaluations_of_different_episodes(tmp_path):
     make_record(tmp_path / "after", 2, states=range(3))
     with pytest.raises(UserError, match="not evaluations of the same episodes"):
         report.report(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path), str(tmp_path / "r.png"))
+
+
+def test_report_refuses_paths_without_a_record_or_run(tmp_path):
+    make_record(tmp_path / "before", 1)
+    good, file = str(tmp_path / "before"), str(tmp_path / "before" / "config.yaml")
+    Path(file).touch()
+    with pytest.raises(UserError, match="does not exist"):
+        report.report(file, good, good, str(tmp_path / "r.png"))
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        report.report(good, good, good, str(tmp_path / "r.foo"))
+    with pytest.raises(UserError, match="is no directory"):
+        report.report(good, good, str(tmp_path / "nowhere"), str(tmp_path / "r.png"))
 
 
 def test_report_draws_curve_table_and_frames(tmp_path, capsys):
