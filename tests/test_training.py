@@ -90,6 +90,23 @@ def test_sft_lowers_the_loss_and_leaves_a_policy(tmp_path):
     assert scalars(tmp_path / "run", "val/num_episodes") == [5.0]
 
 
+def test_interrupted_sft_resumes_to_the_same_weights(tmp_path):
+    collect(Collector(Tabletop(), progress=False), str(tmp_path / "demos"), 5)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    options = {
+        "data.path": tmp_path / "demos",
+        "data.batch_size": 32,
+        "data.num_eval_episodes": 0,
+        "trainer.max_epochs": 2,
+        "trainer.enable_progress_bar": "false",
+    }
+    main(arguments("fit", "sft.yaml", {**options, "trainer.default_root_dir": whole}))
+    main(arguments("fit", "sft.yaml", {**options, "trainer.default_root_dir": halved, "trainer.max_epochs": 1}))
+    main(arguments("fit", "sft.yaml", {**options, "trainer.default_root_dir": halved, "ckpt_path": "last"}))
+    expected, resumed = weights(whole), weights(halved)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
 def test_a_checkpoint_of_sft_can_be_evaluated_and_its_config_stays(tmp_path, capsys):
     collect(Collector(Tabletop(), progress=False), str(tmp_path / "demos"), 5)
     run = tmp_path / "run"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dvla_lightning.data.episode_files import Demonstration, load_demonstrations
 from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.data.seeding import rank_seed, seed_everything
 from dvla_lightning.errors import UserError
 from dvla_lightning.objectives.supervised import DemonstrationBatch
 from dvla_lightning.policy import DVLAPolicy
@@ -57,7 +58,7 @@ class DemonstrationDataModule(EvaluationDataModule):
         num_eval_episodes: held-out episodes of all tasks together; 0 evaluates nothing.
         eval_seed: seed of the policy's draws in evaluation.
         num_recorded_episodes: how many evaluation episodes keep pictures for the log.
-        seed: of the shuffling on several ranks; the command line sets it from seed_everything.
+        seed: of shuffling and masking; the command line sets it from seed_everything.
     """
 
     def __init__(
@@ -97,13 +98,29 @@ class DemonstrationDataModule(EvaluationDataModule):
         if found != policy.action_dim:
             raise UserError(f"{self.path} has actions of {found} dimensions, the policy's have {policy.action_dim}")
         dataset = ChunkDataset(self.demonstrations, policy)
-        sampler = None
-        if self.trainer.world_size > 1:
-            rank, world = self.trainer.global_rank, self.trainer.world_size
-            sampler = DistributedSampler(dataset, world, rank, seed=self.seed, drop_last=True)
         return DataLoader(
-            dataset, self.batch_size, shuffle=sampler is None, sampler=sampler, collate_fn=_already_a_batch
+            dataset, self.batch_size, sampler=_EpochShuffle(len(dataset), self), collate_fn=_already_a_batch
         )
+
+
+class _EpochShuffle(Sampler[int]):
+    """This rank's share of the chunks, shuffled anew in every epoch; all ranks have the same number.
+
+    It seeds the whole process at the start of an epoch, so that a resumed run repeats masks and order.
+    """
+
+    def __init__(self, num_chunks: int, data: DemonstrationDataModule) -> None:
+        self.num_chunks, self.data = num_chunks, data
+
+    def __len__(self) -> int:
+        return self.num_chunks // self.data.trainer.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        trainer = self.data.trainer
+        epoch, rank, ranks = trainer.fit_loop.epoch_progress.current.processed, trainer.global_rank, trainer.world_size
+        seed_everything(rank_seed(self.data.seed, epoch, rank))
+        shared = torch.Generator().manual_seed(rank_seed(self.data.seed, epoch, ranks))  # the same order on all ranks
+        yield from torch.randperm(self.num_chunks, generator=shared)[rank::ranks][: len(self)].tolist()
 
 
 def _chunk(demo: Demonstration, number: int, chunk_size: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

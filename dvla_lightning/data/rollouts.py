@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.data.rollout_batch import assemble
+from dvla_lightning.data.seeding import rank_seed, seed_everything
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.objectives.trajectory_ppo import RolloutBatch
@@ -119,7 +118,7 @@ class RolloutDataModule(EvaluationDataModule):
                 "minibatch_size or episodes_per_iteration"
             )
         weight = float(sizes[self.trainer.global_rank] / sizes.mean())
-        generator = torch.Generator().manual_seed(_rank_seed(self.seed, iteration, self.trainer.global_rank))
+        generator = torch.Generator().manual_seed(rank_seed(self.seed, iteration, self.trainer.global_rank))
         for epoch in range(self.ppo_epochs):
             order = torch.randperm(len(batch), generator=generator).to(batch.returns_B.device)
             for number, rows in enumerate(order.tensor_split(count)):
@@ -202,7 +201,7 @@ class IterationStream(IterableDataset):
         trainer = self.data.trainer
         # Not current_epoch: that is one too low in the first collection after a resume.
         iteration = trainer.fit_loop.epoch_progress.current.processed
-        _seed_everything(_rank_seed(self.data.seed, iteration, trainer.global_rank))
+        seed_everything(rank_seed(self.data.seed, iteration, trainer.global_rank))
         module = trainer.lightning_module
         module.begin_iteration(iteration)
         batch = self.data.collect(iteration)
@@ -210,14 +209,3 @@ class IterationStream(IterableDataset):
             if module.stop_iteration:
                 return
             yield minibatch
-
-
-def _rank_seed(seed: int, iteration: int, rank: int) -> int:
-    """Everything random in an iteration follows from this, so that a resumed run repeats the interrupted one."""
-    return int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0])
-
-
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
