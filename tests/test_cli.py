@@ -148,9 +148,20 @@ def test_empty_and_missing_data_sets(tmp_path, capsys):
     code, _, err = run(capsys, "collect", "--collector.environment", "Tabletop", "--out", tmp_path / "d",
                        "--num_episodes", 5, "--collector.progress", "false")  # fmt: skip
     assert code == 0, err
-    for file in (tmp_path / "d").glob("*.npz"):
-        file.unlink()
+    (tmp_path / "d" / "episodes.jsonl").write_text("")
     assert "holds no successful episode" in expect_sentence(capsys, "fit", *args, "--data.path", tmp_path / "d")
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_when_every_episode_fails_the_first_error_is_named(verb, rl_args, tmp_path, capsys, monkeypatch):
+    from dvla_lightning.envs.tabletop import TabletopEnv
+
+    def diverge(self, actions):
+        raise RuntimeError("contact solver diverged")
+
+    monkeypatch.setattr(TabletopEnv, "step_chunk", diverge)
+    sentence = expect_sentence(capsys, verb, *rl_args, "--data.collector.max_retries", 0)
+    assert "episode" in sentence and "ended in an error" in sentence
 
 
 def test_missing_libero_assets(tmp_path, capsys, monkeypatch):

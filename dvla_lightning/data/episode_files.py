@@ -1,6 +1,7 @@
 """Demonstrations on disk: a directory with dataset.json, episodes.jsonl and one .npz file per successful episode.
 
-dataset.json   format_version, environment (its identity), cameras, action_dim, proprioception_dim, observe_every
+dataset.json   format_version, environment (its identity), cameras, action_dim, proprioception_dim, observe_every,
+               expert_noise
 episodes.jsonl one line per episode that was tried: number, task, initial_state, seed, attempt, success, num_env_steps,
                seconds, error, file (null unless successful)
 episode_*.npz  actions (T, action_dim) float32; observed_at (N,) int64, the control step before which each observation
@@ -63,12 +64,13 @@ class DemonstrationWriter:
         path: the directory; made if missing.
         environment: what the episodes come from.
         observe_every: control steps between observations.
+        expert_noise: of the expert that makes them.
 
     Raises:
         UserError: if the directory holds demonstrations made with other settings.
     """
 
-    def __init__(self, path: Path, environment: Environment, observe_every: int) -> None:
+    def __init__(self, path: Path, environment: Environment, observe_every: int, expert_noise: float) -> None:
         self.path = path
         header = {
             "format_version": FORMAT_VERSION,
@@ -77,6 +79,7 @@ class DemonstrationWriter:
             "action_dim": environment.action_dim,
             "proprioception_dim": environment.proprioception_dim,
             "observe_every": observe_every,
+            "expert_noise": expert_noise,
         }
         header = json.loads(json.dumps(header))  # tuples become lists, as they will when read back
         path.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,8 @@ def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]
         raise UserError(
             f"{header_file} has format_version {header.get('format_version')}, this release reads {FORMAT_VERSION}"
         )
-    files = sorted(path.glob("episode_*.npz"))
+    # Only what the log names: a crash between the two leaves a file that counts for nothing.
+    files = [path / row["file"] for row in _read_log(path / "episodes.jsonl") if row["file"]]
     if not files:
         raise UserError(f"{path} holds no successful episode: collect some with `dvla collect`")
     return header, [_read_npz(file, header) for file in files]

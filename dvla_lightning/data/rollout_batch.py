@@ -25,7 +25,7 @@ def assemble(
     Args:
         policy: estimates the value of the last observation of truncated episodes.
         objective: knows how old log-probabilities are scored.
-        episodes: finished ones; those with an error are left out.
+        episodes: finished ones, at least one without an error; those with an error are left out.
         gamma: discount per decision.
         gae_lambda: of GAE.
 
@@ -33,13 +33,11 @@ def assemble(
         One batch; its advantages are not normalised yet.
 
     Raises:
-        UserError: if there is no decision, or the objective is not one for rollouts.
+        UserError: if the objective is not one for rollouts.
     """
     if not isinstance(objective, TrajectoryPPO):
         raise UserError(f"RolloutDataModule trains with TrajectoryPPO, not with {type(objective).__name__}")
     episodes = [episode for episode in episodes if episode.error is None and episode.decisions]
-    if not episodes:
-        raise UserError("no training episode could be run: see the errors above, or run `dvla doctor`")
     decisions = _gather_decisions([ref for episode in episodes for ref in episode.decisions])
     rewards, terminated, done = [], [], []
     for episode in episodes:

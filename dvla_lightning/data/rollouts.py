@@ -13,12 +13,12 @@ from torch.utils.data import IterableDataset
 
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.data.rollout_batch import assemble
+from dvla_lightning.data.rollout_metrics import episode_metrics, normalize_advantages, time_metrics
 from dvla_lightning.data.seeding import rank_seed, seed_everything
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.objectives.trajectory_ppo import RolloutBatch
 from dvla_lightning.policy import DVLAPolicy
-from dvla_lightning.rl.advantages import normalize
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import Episode
 
@@ -85,7 +85,7 @@ class RolloutDataModule(EvaluationDataModule):
             All decisions of this rank, on the policy's device; advantages are normalised over all ranks.
 
         Raises:
-            UserError: if no episode of this rank could be run.
+            UserError: if a rank could run no episode.
         """
         module, trainer = self.trainer.lightning_module, self.trainer
         num_episodes, ranks = self.episodes_per_iteration, trainer.world_size
@@ -100,9 +100,21 @@ class RolloutDataModule(EvaluationDataModule):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             specs = specs[trainer.global_rank :: trainer.world_size]
             episodes = self.collector.run(policy, specs, f"rollout {iteration}", self._stop_on_sigterm)
+            self._require_episodes_on_every_rank(episodes)
             batch = assemble(policy, module.objective, episodes, self.gamma, self.gae_lambda)
-        self._normalize_and_measure(batch, episodes, time.perf_counter() - start)
+        self.rollout_metrics = {
+            **normalize_advantages(batch, self._gather),
+            **episode_metrics(episodes, self.tasks, time.perf_counter() - start, self._gather),
+            **time_metrics(self.collector.times, self.collector.num_workers),
+        }
         return batch
+
+    def _require_episodes_on_every_rank(self, episodes: Sequence[Episode]) -> None:
+        """All ranks raise together: one that stopped alone would leave the others waiting."""
+        ran = sum(episode.error is None for episode in episodes)
+        if not self._gather(torch.tensor([float(ran)])).min():
+            first = next((episode.error for episode in episodes if episode.error), "see the output of the other ranks")
+            raise UserError(f"every training episode of a rank ended in an error, the first one in: {first}")
 
     def minibatches(self, batch: RolloutBatch, iteration: int) -> Iterator[RolloutBatch]:
         """`ppo_epochs` shuffled passes; every rank yields the same number of minibatches.
@@ -129,63 +141,10 @@ class RolloutDataModule(EvaluationDataModule):
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
-    def _normalize_and_measure(self, batch: RolloutBatch, episodes: Sequence[Episode], seconds: float) -> None:
-        """Advantage statistics and everything that is logged are sums over all ranks."""
-        error_B = batch.returns_B - batch.old_values_B
-        columns = [batch.advantages_B, batch.returns_B, error_B]
-        sums = torch.tensor([float(len(batch)), *(float(part) for x in columns for part in (x.sum(), (x * x).sum()))])
-        ran = [episode for episode in episodes if episode.error is None]
-        by_task = [[e for e in ran if e.spec.task == task] for task in self.tasks]
-        counts = torch.tensor(
-            [
-                float(len(episodes) - len(ran)),
-                float(sum(e.num_env_steps for e in ran)),
-                float(sum(e.episode_return for e in ran)),
-                float(sum(e.retries for e in episodes)),
-                *[float(len(group)) for group in by_task],
-                *[float(sum(e.success for e in group)) for group in by_task],
-            ]
-        )
-        n, *moments = self._gather(sums.double()).sum(0).tolist()
-        advantage, returns, residual = (_Moments(n, *moments[i : i + 2]) for i in (0, 2, 4))
-        batch.advantages_B = normalize(batch.advantages_B, advantage.mean, advantage.variance**0.5)
-        errors, env_steps, total_return, retries, *per_task = self._gather(counts).sum(0).tolist()
-        runs, wins = per_task[: len(self.tasks)], per_task[len(self.tasks) :]
-        times = self.collector.times
-        slots = max(1, self.collector.num_workers)  # simulators that run side by side
-        metrics = {
-            "rollout/success_rate": sum(wins) / max(1.0, sum(runs)),
-            "rollout/episode_return": total_return / max(1.0, sum(runs)),
-            "rollout/episode_length": env_steps / max(1.0, sum(runs)),
-            "rollout/num_episodes": sum(runs),
-            "rollout/num_errors": errors,
-            "rollout/num_retries": retries,
-            "rollout/value_mean": returns.mean - residual.mean,
-            "rollout/advantage_std": advantage.variance**0.5,
-            "train/explained_variance": 1 - residual.variance / returns.variance if returns.variance > 1e-12 else 0.0,
-            "time/env_steps_per_second": env_steps / seconds,
-            "time/collect_seconds": seconds,
-            "time/policy_seconds": times.policy,
-            "time/simulation_seconds": times.simulation / slots,
-            "time/rendering_seconds": times.rendering / slots,
-        }
-        for task, wins_here, runs_here in zip(self.tasks, wins, runs, strict=True):
-            if runs_here:
-                metrics[f"rollout/success_rate/{task}"] = wins_here / runs_here
-        self.rollout_metrics = metrics
-
     def _gather(self, values: Tensor) -> Tensor:
         """(world_size, len(values)): the values of every rank, on the CPU."""
         module = self.trainer.lightning_module
         return module.all_gather(values.to(module.device)).reshape(-1, len(values)).cpu()
-
-
-class _Moments:
-    """Mean and population variance from a count, a sum and a sum of squares."""
-
-    def __init__(self, n: float, total: float, squares: float) -> None:
-        self.mean = total / n
-        self.variance = max(0.0, squares / n - self.mean**2)
 
 
 class IterationStream(IterableDataset):

@@ -121,7 +121,7 @@ class _State:
         self.tokens_BL = torch.full(shape, mask_id, device=device)
         self.commit_step_BL = torch.full(shape, -1, device=device)
         self.commit_order_BL = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.log_prob_BL = torch.zeros(shape, device=device)
+        self.log_prob_BL = torch.zeros(shape, dtype=torch.float32, device=device)
 
 
 def _row_uniforms(seeds: Sequence[int], num_steps: Sequence[int], length: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Collector:
             One episode per spec, in the order of `specs`, whose `decisions` are `DecisionRef`.
 
         Raises:
-            UserError: if K is not in 1..L, the simulator cannot be used, or every single episode ended in an error.
+            UserError: if K is not in 1..L, or the simulator cannot be used.
         """
         for spec in specs:
             policy.check_num_steps(spec.num_steps)
@@ -157,9 +158,6 @@ class Collector:
         except BaseException:  # Ctrl-C included: simulators in the middle of an episode cannot be used again
             self.close()
             raise
-        if all(episode.error for episode in finished.values()):
-            error = next(iter(finished.values())).error
-            raise UserError(f"every episode failed with an error, the first one with: {error}")
         return [finished[spec] for spec in specs]
 
     def _open(self) -> WorkerPool:
@@ -176,7 +174,9 @@ class Collector:
 
     def _with_progress(self, episodes: Iterator[Episode], total: int, title: str) -> Iterator[Episode]:
         successes = errors = steps = 0
-        with tqdm(total=total, desc=title, unit="ep", leave=False, disable=not self.progress or None) as bar:
+        # One bar for all ranks; None lets tqdm hide it where the output is no terminal.
+        hidden = True if not self.progress or os.environ.get("LOCAL_RANK", "0") != "0" else None
+        with tqdm(total=total, desc=title, unit="ep", leave=False, disable=hidden) as bar:
             start = time.perf_counter()
             for episode in episodes:
                 successes += episode.success

@@ -57,7 +57,7 @@ def collect(
     if num_episodes < len(names):
         raise UserError(f"num_episodes must be at least the number of tasks ({len(names)}), got {num_episodes}")
     wanted = {task: num_episodes // len(names) + (n < num_episodes % len(names)) for n, task in enumerate(names)}
-    writer = DemonstrationWriter(Path(out), collector.environment, observe_every)
+    writer = DemonstrationWriter(Path(out), collector.environment, observe_every, expert_noise)
     candidates = {
         task: [
             dataclasses.replace(spec, expert_noise=expert_noise)
@@ -69,7 +69,9 @@ def collect(
         while specs := [
             spec for task in names for spec in _next_specs(writer, candidates[task], wanted[task], num_attempts)
         ]:
-            collector.demonstrate(specs, observe_every, writer.add)
+            episodes = collector.demonstrate(specs, observe_every, writer.add)
+            if all(episode.error for episode in episodes):
+                raise UserError(f"every episode ended in an error, the first one in: {episodes[0].error}")
     finally:
         collector.close()
     _print_summary(writer, wanted)

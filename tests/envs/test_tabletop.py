@@ -162,20 +162,22 @@ def test_reaching_the_other_block_fails(env: TabletopEnv) -> None:
     assert (reward, terminated, info["is_success"], info["outcome"]) == (0.0, True, False, "wrong_block")
 
 
-def test_carry_attaches_the_named_block_and_fails_on_the_wrong_pad(env: TabletopEnv) -> None:
+def test_carry_attaches_the_named_block_and_the_wrong_pad_does_not_count(env: TabletopEnv) -> None:
     target = find_state(env, "carry", "blocks", 0, keep_off=(("blocks", 1),))
     assert env.observe()["proprioception"][2] == 0.0
     go(env, target)
     assert env.scene.holding and env.observe()["proprioception"][2] == 1.0
     assert env.scene.blocks[0].centre == env.scene.tool
-    for state in range(50):  # straight from the block to the wrong pad, where nothing else is in between
+    reached = 0
+    for state in range(50):  # straight from the block to the wrong pad
         start(env, "carry", state)
         go(env, env.scene.blocks[0].centre)
         if env.scene.holding:
             info = go(env, env.scene.pads[1].centre)[3]
-            if info["outcome"] == "wrong_pad":
-                return
-    raise AssertionError("no episode ended on the wrong pad")
+            at_wrong_pad = np.linalg.norm(np.array(env.scene.tool) - env.scene.pads[1].centre) < 0.05
+            reached += at_wrong_pad
+            assert not (at_wrong_pad and info["is_success"])
+    assert reached > 5
 
 
 def test_carry_fails_on_the_wrong_block(env: TabletopEnv) -> None:
@@ -192,22 +194,20 @@ def test_collect_in_the_wrong_order_fails_and_a_collected_block_is_gone(env: Tab
     assert not go(env, target)[1]
 
 
-def test_push_moves_the_block_ahead_of_the_tool_and_off_the_table_fails(env: TabletopEnv) -> None:
+def test_push_moves_the_block_ahead_of_the_tool_and_the_rim_keeps_it_on_the_table(env: TabletopEnv) -> None:
+    at_the_rim = 0
     for state in range(20):
         start(env, "push", state)
         block = np.array(env.scene.blocks[0].centre)
-        while True:
-            ahead = np.array(env.scene.blocks[0].centre) - env.scene.tool
-            _, terminated, truncated, info = env.advance(ahead / np.abs(ahead).max())
-            gap = np.linalg.norm(np.array(env.scene.blocks[0].centre) - env.scene.tool)
-            assert gap >= 0.15 - 1e-9
+        ahead = block - env.scene.tool  # straight at the block, whatever the edge it should go to
+        for _ in range(34):
+            _, terminated, truncated, _ = env.advance(ahead / np.abs(ahead).max())
             if terminated or truncated:
                 break
-        assert np.linalg.norm(np.array(env.scene.blocks[0].centre) - block) > 0.1
-        if info["outcome"] == "off_table":
-            assert not info["is_success"]
-            return
-    raise AssertionError("no block left the table")
+        after = np.array(env.scene.blocks[0].centre)
+        assert np.linalg.norm(after - block) > 0.1 and np.abs(after).max() <= 0.9
+        at_the_rim += np.abs(after).max() == pytest.approx(0.9)
+    assert at_the_rim > 3
 
 
 def test_the_wall_ends_the_episode(env: TabletopEnv) -> None:

@@ -79,12 +79,6 @@ def test_an_unusable_simulator_ends_the_run_with_its_sentence(num_workers, tiny_
         run(environment, tiny_policy, make_specs(), num_workers=num_workers)
 
 
-def test_when_every_episode_fails_the_first_error_is_raised(tiny_policy, tmp_path):
-    environment = FaultyTabletop("raise", times=99, marker=str(tmp_path / "faults"))
-    with pytest.raises(UserError, match="every episode failed"):
-        run(environment, tiny_policy, [make_specs()[FAULTY_STATE]], num_envs=1)
-
-
 def test_too_many_denoising_steps_are_refused_before_anything_runs(tiny_policy):
     with pytest.raises(UserError, match="between 1 and 8"):
         run(Tabletop(), tiny_policy, make_specs(num_steps=9), num_envs=1)

@@ -31,8 +31,8 @@ class TabletopEnv(SimulatorEnv):
     """A table seen from above and a tool point that an action (dx, dy) moves by up to 0.12 along each axis.
 
     The reward is 1 when the task is solved, which terminates the episode; a mistake terminates it with reward 0;
-    the task's step limit truncates it. ``info["outcome"]`` says how it ended: "success", "wrong_block", "wrong_pad",
-    "off_table", "wall" or "step_limit"; None while it goes on. The proprioception is (tool x, tool y, whether a block
+    the task's step limit truncates it. ``info["outcome"]`` says how it ended: "success", "wrong_block", "wall" or
+    "step_limit"; None while it goes on. The proprioception is (tool x, tool y, whether a block
     is held, number of collected blocks).
 
     Args:

@@ -106,6 +106,8 @@ def _push(scene: Scene, block: Thing, before: Point) -> None:
     if 0.0 < distance < BLOCK_RADIUS + TOOL_RADIUS:
         scale = (BLOCK_RADIUS + TOOL_RADIUS) / distance
         block.x, block.y = scene.x + dx * scale, scene.y + dy * scale
+    room = 1.0 - BLOCK_RADIUS  # the table has a rim
+    block.x, block.y = min(max(block.x, -room), room), min(max(block.y, -room), room)
 
 
 def place_apart(rng: np.random.Generator, count: int, apart: float) -> list[Point]:

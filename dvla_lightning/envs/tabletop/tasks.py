@@ -103,9 +103,7 @@ def _judge_carry(scene: Scene) -> str | None:
         if scene.holding:
             scene.blocks[0].x, scene.blocks[0].y = scene.tool
         return None
-    if _on_pad(scene.tool, scene.pads[0]):
-        return SUCCESS
-    return "wrong_pad" if _on_pad(scene.tool, scene.pads[1]) else None
+    return SUCCESS if _on_pad(scene.tool, scene.pads[0]) else None
 
 
 def _build_push(rng: np.random.Generator) -> Scene:
@@ -124,9 +122,8 @@ def _build_push(rng: np.random.Generator) -> Scene:
 
 def _judge_push(scene: Scene) -> str | None:
     block = scene.blocks[0]
-    if block.x * scene.goal_edge[0] + block.y * scene.goal_edge[1] >= EDGE_REACHED:
-        return SUCCESS
-    return "off_table" if max(abs(block.x), abs(block.y)) > 1.0 else None
+    reached = block.x * scene.goal_edge[0] + block.y * scene.goal_edge[1] >= EDGE_REACHED
+    return SUCCESS if reached else None
 
 
 def _build_collect(rng: np.random.Generator) -> Scene:
@@ -162,7 +159,7 @@ def _judge_detour(scene: Scene) -> str | None:
 TASKS = {
     "reach": Task(_build_reach, _judge_reach, step_limit=20),
     "carry": Task(_build_carry, _judge_carry, step_limit=32),
-    "push": Task(_build_push, _judge_push, step_limit=30),
+    "push": Task(_build_push, _judge_push, step_limit=34),
     "collect": Task(_build_collect, _judge_collect, step_limit=30),
     "detour": Task(_build_detour, _judge_detour, step_limit=40),
 }

@@ -1,0 +1,92 @@
+"""What is logged about a collection. Every number is computed from sums over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dvla_lightning.objectives.trajectory_ppo import RolloutBatch
+from dvla_lightning.rl.advantages import normalize
+from dvla_lightning.rollout.collector import CollectionTimes
+from dvla_lightning.rollout.episode import Episode
+
+Gather = Callable[[Tensor], Tensor]
+"""(N,) values of this rank -> (world_size, N) values of every rank, on the CPU."""
+
+
+class Moments:
+    """Mean and population variance from a count, a sum and a sum of squares."""
+
+    def __init__(self, n: float, total: float, squares: float) -> None:
+        self.mean = total / n
+        self.variance = max(0.0, squares / n - self.mean**2)
+
+
+def normalize_advantages(batch: RolloutBatch, gather: Gather) -> dict[str, float]:
+    """Normalises the advantages with the statistics of all ranks, in place.
+
+    Returns:
+        Metrics of advantages and value estimates.
+    """
+    columns = [batch.advantages_B, batch.returns_B, batch.returns_B - batch.old_values_B]
+    sums = [float(len(batch)), *(float(part) for x in columns for part in (x.sum(), (x * x).sum()))]
+    n, *moments = gather(torch.tensor(sums, dtype=torch.float64)).sum(0).tolist()
+    advantage, returns, residual = (Moments(n, *moments[i : i + 2]) for i in (0, 2, 4))
+    batch.advantages_B = normalize(batch.advantages_B, advantage.mean, advantage.variance**0.5)
+    explained = 1 - residual.variance / returns.variance if returns.variance > 1e-12 else 0.0
+    return {
+        "rollout/value_mean": returns.mean - residual.mean,
+        "rollout/advantage_std": advantage.variance**0.5,
+        "train/explained_variance": explained,
+    }
+
+
+def episode_metrics(
+    episodes: Sequence[Episode], tasks: Sequence[str], seconds: float, gather: Gather
+) -> dict[str, float]:
+    """Success, length and speed over the episodes of all ranks.
+
+    Args:
+        episodes: of this rank.
+        tasks: names of the tasks.
+        seconds: wall time of the collection on this rank.
+        gather: collects from all ranks.
+    """
+    ran = [episode for episode in episodes if episode.error is None]
+    by_task = [[episode for episode in ran if episode.spec.task == task] for task in tasks]
+    counts = [
+        float(len(episodes) - len(ran)),
+        float(sum(episode.retries for episode in episodes)),
+        float(sum(episode.num_env_steps for episode in ran)),
+        float(sum(episode.episode_return for episode in ran)),
+        *[float(len(group)) for group in by_task],
+        *[float(sum(episode.success for episode in group)) for group in by_task],
+    ]
+    errors, retries, env_steps, total_return, *per_task = gather(torch.tensor(counts)).sum(0).tolist()
+    runs, wins = per_task[: len(tasks)], per_task[len(tasks) :]
+    metrics = {
+        "rollout/success_rate": sum(wins) / max(1.0, sum(runs)),
+        "rollout/episode_return": total_return / max(1.0, sum(runs)),
+        "rollout/episode_length": env_steps / max(1.0, sum(runs)),
+        "rollout/num_episodes": sum(runs),
+        "rollout/num_errors": errors,
+        "rollout/num_retries": retries,
+        "time/env_steps_per_second": env_steps / seconds,
+        "time/collect_seconds": seconds,
+    }
+    for task, wins_here, runs_here in zip(tasks, wins, runs, strict=True):
+        if runs_here:
+            metrics[f"rollout/success_rate/{task}"] = wins_here / runs_here
+    return metrics
+
+
+def time_metrics(times: CollectionTimes, num_workers: int) -> dict[str, float]:
+    """Where this rank's collection time went; simulators that run side by side count once."""
+    side_by_side = max(1, num_workers)
+    return {
+        "time/policy_seconds": times.policy,
+        "time/simulation_seconds": times.simulation / side_by_side,
+        "time/rendering_seconds": times.rendering / side_by_side,
+    }
