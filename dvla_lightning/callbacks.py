@@ -61,7 +61,7 @@ class EvaluationReport(Callback):
             for logger in trainer.loggers:
                 ends = {f"{prefix}/success_rate_low": low, f"{prefix}/success_rate_high": high}
                 logger.log_metrics(ends, step=trainer.global_step)
-            print(f"\niteration {trainer.current_epoch}: held-out success {total}", flush=True)
+            print(f"\nepoch {trainer.current_epoch}: held-out success {total}", flush=True)
             return
         record = evaluation_record(trainer.datamodule, module.policy, counts, episodes)
         path = write_record(directory / "evaluation.json", record)

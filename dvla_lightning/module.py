@@ -146,7 +146,7 @@ class DVLAModule(LightningModule):
         counts = self.task_success.by_task()
         total = sum(counts.values(), SuccessCount(0, 0))
         if total.errors and not total.n:
-            first = next((e.error for e in self.evaluated_episodes if e.error), "see the output of the other ranks")
+            first = next((e.error_summary for e in self.evaluated_episodes if e.error), "see the other ranks")
             raise UserError(f"every evaluation episode ended in an error, the first one in: {first}")
         values = {f"{prefix}/success_rate": total.rate, f"{prefix}/num_episodes": float(total.n)}
         values[f"{prefix}/num_errors"] = float(total.errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import shutil
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from dvla_lightning.actions.tokenizer import ActionTokenizer
@@ -152,6 +154,16 @@ def add_adapter(backbone: nn.Module, lora: LoraConfig) -> nn.Module:
         return get_peft_model(backbone, lora)
     except ValueError as error:
         raise UserError(f"lora: {error}") from error
+
+
+def fingerprint(policy: DVLAPolicy) -> str:
+    """First 16 hex digits of the SHA-256 of all weights and statistics: says which policy a record is about."""
+    digest = hashlib.sha256()
+    for name, value in sorted(policy.state_dict().items()):
+        if not name.startswith("reference_backbone."):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _base_state(policy: DVLAPolicy) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from dvla_lightning import policy_directory
 from dvla_lightning.actions.tokenizer import QuantileBins, UniformBins
 from dvla_lightning.backbones import MiniBackbone
 from dvla_lightning.diffusion.sampler import Sampler
@@ -476,3 +477,12 @@ def test_the_old_directory_survives_until_the_new_one_is_in_place(directory, mon
     with pytest.raises(OSError, match="killed"):
         make_policy(seed=7).save_pretrained(directory)
     assert before in [contents(path) for path in directory.parent.iterdir()]
+
+
+def test_fingerprint_names_the_weights(tiny_policy, tmp_path):
+    before = policy_directory.fingerprint(tiny_policy)
+    tiny_policy.save_pretrained(tmp_path / "policy")
+    assert policy_directory.fingerprint(DVLAPolicy.from_pretrained(tmp_path / "policy")) == before
+    with torch.no_grad():
+        tiny_policy.value_head[0].bias[0] += 1e-6
+    assert policy_directory.fingerprint(tiny_policy) != before

@@ -113,7 +113,7 @@ class RolloutDataModule(EvaluationDataModule):
         """All ranks raise together: one that stopped alone would leave the others waiting."""
         ran = sum(episode.error is None for episode in episodes)
         if not self._gather(torch.tensor([float(ran)])).min():
-            first = next((episode.error for episode in episodes if episode.error), "see the output of the other ranks")
+            first = next((e.error_summary for e in episodes if e.error), "see the output of the other ranks")
             raise UserError(f"every training episode of a rank ended in an error, the first one in: {first}")
 
     def minibatches(self, batch: RolloutBatch, iteration: int) -> Iterator[RolloutBatch]:

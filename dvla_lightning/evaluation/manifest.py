@@ -12,6 +12,7 @@ from typing import Any
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.success import SuccessCount, wilson_interval
 from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.policy_directory import fingerprint
 from dvla_lightning.rollout.episode import Episode
 
 
@@ -30,6 +31,7 @@ def evaluation_record(
         Plain JSON types.
     """
     return {
+        "policy": fingerprint(policy),
         "environment": dict(data.collector.environment.identity()),
         "split": "heldout",
         "num_steps": data.eval_num_steps,

@@ -167,7 +167,7 @@ class TrajectoryPPO(Objective):
             self._check_parity(max_abs_log_ratio)
             metrics["first_max_abs_log_ratio"] = max_abs_log_ratio
         stop = metrics["approx_kl"] if self.target_kl is not None else None
-        return LossOutput(loss * batch.weight, metrics, stop, self.target_kl or float("inf"))
+        return LossOutput(loss * batch.weight, metrics, stop, float("inf") if self.target_kl is None else self.target_kl)
 
     def _terms(self, policy: DVLAPolicy, batch: RolloutBatch, share: float) -> _Terms:
         """Loss terms of decisions that all have the same K."""

@@ -71,7 +71,7 @@ def collect(
         ]:
             episodes = collector.demonstrate(specs, observe_every, writer.add)
             if all(episode.error for episode in episodes):
-                raise UserError(f"every episode ended in an error, the first one in: {episodes[0].error}")
+                raise UserError(f"every episode ended in an error, the first one in: {episodes[0].error_summary}")
     finally:
         collector.close()
     _print_summary(writer, wanted)

@@ -71,7 +71,7 @@ def test_a_log_line_cut_short_by_a_crash_is_dropped(directory):
     log.write_text(whole + '{"number": 9')
     environment = Tabletop()
     observe_every = json.loads((directory / "dataset.json").read_text())["observe_every"]
-    writer = DemonstrationWriter(directory, environment, observe_every)
+    writer = DemonstrationWriter(directory, environment, observe_every, 0.0)
     assert len(writer.rows) == len(whole.splitlines()) and log.read_text() == whole
 
 
