@@ -71,6 +71,8 @@ class DVLAModule(LightningModule):
                 )
             self.policy.check_num_steps(data.num_steps)
             self.policy.check_num_steps(data.eval_num_steps)
+            if data.num_eval_episodes:
+                data.evaluation_specs()  # complains now, not after the first hour of training
             self.task_success = TaskSuccess(data.tasks).to(self.device)
         # Not in fit alone: what it freezes is not in a checkpoint, which `dvla validate --ckpt_path` reads, too.
         self.objective.prepare(self.policy)
