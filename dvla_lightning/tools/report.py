@@ -111,8 +111,8 @@ def _draw_curve(axes: Axes, run: Path) -> None:
         held = []
     if held:
         low, high = _scalars(run, "val/success_rate_low")[1], _scalars(run, "val/success_rate_high")[1]
-        below = [100 * (v - x) for v, x in zip(held, low, strict=True)]
-        above = [100 * (x - v) for v, x in zip(held, high, strict=True)]
+        below = [max(0.0, 100 * (v - x)) for v, x in zip(held, low, strict=True)]
+        above = [max(0.0, 100 * (x - v)) for v, x in zip(held, high, strict=True)]
         percent = [100 * value for value in held]
         axes.errorbar(held_epochs, percent, [below, above], fmt="o", color="tab:red", label="held-out, 95 % Wilson")
     axes.set(xlabel="RL iteration", ylabel="success (%)", ylim=(0, 102), title="learning curve")
@@ -123,8 +123,8 @@ def _draw_bars(axes: Axes, old: dict[str, SuccessCount], new: dict[str, SuccessC
     for offset, counts, label in ((-0.2, old, "SFT"), (0.2, new, "RL")):
         rates = [100 * count.rate for count in counts.values()]
         ends = [wilson_interval(count.successes, count.n) for count in counts.values()]
-        below = [rate - 100 * low for rate, (low, _) in zip(rates, ends, strict=True)]
-        above = [100 * high - rate for rate, (_, high) in zip(rates, ends, strict=True)]
+        below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, ends, strict=True)]
+        above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]
         positions = [n + offset for n in range(len(rates))]
         axes.bar(positions, rates, 0.4, yerr=[below, above], capsize=3, label=label)
     sizes = {count.n for count in new.values()}
