@@ -166,8 +166,9 @@ class TrajectoryPPO(Objective):
         if batch.is_first:
             self._check_parity(max_abs_log_ratio)
             metrics["first_max_abs_log_ratio"] = max_abs_log_ratio
-        stop = metrics["approx_kl"] if self.target_kl is not None else None
-        return LossOutput(loss * batch.weight, metrics, stop, float("inf") if self.target_kl is None else self.target_kl)
+        if self.target_kl is None:
+            return LossOutput(loss * batch.weight, metrics)
+        return LossOutput(loss * batch.weight, metrics, metrics["approx_kl"], self.target_kl)
 
     def _terms(self, policy: DVLAPolicy, batch: RolloutBatch, share: float) -> _Terms:
         """Loss terms of decisions that all have the same K."""
