@@ -25,10 +25,15 @@ class RolloutMetrics(Callback):
         if batch_idx == 0:
             self._first_batch_at = time.perf_counter()
 
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._last_batch_done_at = time.perf_counter()  # a validation may follow before the epoch ends
+
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = dict(getattr(trainer.datamodule, "rollout_metrics", {}))
         if metrics:
-            metrics["time/update_seconds"] = time.perf_counter() - self._first_batch_at
+            metrics["time/update_seconds"] = self._last_batch_done_at - self._first_batch_at
         for name, value in metrics.items():
             module.log(name, float(value), on_step=False, on_epoch=True, sync_dist=False, batch_size=1)
 
@@ -58,9 +63,9 @@ class EvaluationReport(Callback):
         self._log_pictures(trainer, directory, episodes, prefix)
         if trainer.state.fn == "fit":
             low, high = wilson_interval(total.successes, total.n)
+            interval = {f"{prefix}/success_rate_low": low, f"{prefix}/success_rate_high": high}
             for logger in trainer.loggers:
-                ends = {f"{prefix}/success_rate_low": low, f"{prefix}/success_rate_high": high}
-                logger.log_metrics(ends, step=trainer.global_step)
+                logger.log_metrics(interval, step=trainer.global_step)
             print(f"\nepoch {trainer.current_epoch}: held-out success {total}", flush=True)
             return
         record = evaluation_record(trainer.datamodule, module.policy, counts, episodes)
