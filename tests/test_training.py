@@ -283,7 +283,7 @@ def test_two_ranks_train_on_the_episodes_of_both(rl, tmp_path):
     for tag in ("success_rate", "episode_length", "advantage_std", "value_mean"):
         assert scalars(one, f"rollout/{tag}") == pytest.approx(scalars(two, f"rollout/{tag}"), rel=1e-5), tag
     explained = [scalars(run, "train/explained_variance")[0] for run in (one, two)]
-    assert explained[0] == pytest.approx(explained[1], rel=1e-4)
+    assert explained[0] == pytest.approx(explained[1], abs=1e-5)  # a difference of nearly equal variances
     assert max(scalars(two, "train/first_max_abs_log_ratio")) < 1e-5
 
 

@@ -31,6 +31,7 @@ def normalize_advantages(batch: RolloutBatch, gather: Gather) -> dict[str, float
         Metrics of advantages and value estimates.
     """
     columns = [batch.advantages_B, batch.returns_B, batch.returns_B - batch.old_values_B]
+    columns = [x.cpu().double() for x in columns]  # variances from sums of squares need the digits
     sums = [float(len(batch)), *(float(part) for x in columns for part in (x.sum(), (x * x).sum()))]
     n, *moments = gather(torch.tensor(sums, dtype=torch.float64)).sum(0).tolist()
     advantage, returns, residual = (Moments(n, *moments[i : i + 2]) for i in (0, 2, 4))
