@@ -238,7 +238,9 @@ def test_bfloat16_rollouts_and_updates_agree(tiny_policy, tmp_path):
     """bf16-mixed: autocast must be on in the collection, too."""
     module, data = make_rl(tiny_policy, ppo_epochs=1)
     module.objective.parity_tolerance = 0.1
-    make_trainer(tmp_path, max_epochs=1, precision="bf16-mixed").fit(module, datamodule=data)
+    trainer = make_trainer(tmp_path, max_epochs=1, precision="bf16-mixed")
+    trainer.fit(module, datamodule=data)
+    assert float(trainer.callback_metrics["train/first_max_abs_log_ratio"]) < module.objective.parity_tolerance
 
 
 def test_fast_dev_run_collects_one_episode_per_task(tiny_policy, tmp_path):
