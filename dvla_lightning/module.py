@@ -11,7 +11,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.run import EvaluationRun
 from dvla_lightning.evaluation.specs import SpecBatch
 from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess, network_evaluations, success_by_steps
@@ -56,6 +56,8 @@ class DVLAModule(LightningModule):
                 f"trainer.precision {self.trainer.precision} would round normalisation statistics and behaviour "
                 "log-probabilities: use bf16-mixed"
             )
+        if stage == "fit" and data.eval_shard.count > 1:
+            raise UserError("data.eval_shard would evaluate a part only, all through fit: use it in `dvla validate`")
         if stage != "fit" and not data.num_eval_episodes:
             raise UserError("there is nothing to evaluate: set data.num_eval_episodes")
         if not self.policy.is_fitted and stage == "fit":
@@ -147,7 +149,7 @@ class DVLAModule(LightningModule):
         counts = self.task_success.by_task()
         total = sum(counts.values(), SuccessCount(0, 0))
         if total.errors and not total.n:
-            errors = [r.error_summary for r in self.evaluation.records.values() if r.error]
+            errors = [last_line(r.error) for r in self.evaluation.records.values() if r.error]
             first = next(iter(errors), "see the other ranks")
             raise UserError(f"every evaluation episode ended in an error, the first one in: {first}")
         values = {f"{prefix}/success_rate": total.rate, f"{prefix}/num_episodes": float(total.n)}

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "dvla_lightning"
 MAY_IMPORT = {
     "__main__":          "cli",
     "cli":               "tools callbacks module data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors",
+                         "actions diffusion rl envs envs.base errors versions",
     "tools":             "data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors",
+                         "actions diffusion rl envs envs.base errors versions",
     "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
     "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
@@ -30,9 +30,10 @@ MAY_IMPORT = {
     "actions":           "errors",
     "rl":                "diffusion",
     "diffusion":         "",
-    "envs":              "envs.base errors",  # simulators
-    "envs.base":         "errors",            # the contract that everybody else programs against
+    "envs":              "envs.base errors versions",  # simulators
+    "envs.base":         "errors",                     # the contract that everybody else programs against
     "errors":            "",
+    "versions":          "",
 }  # fmt: skip
 
 # Files that belong to a part without lying in its folder.
@@ -48,7 +49,7 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "errors": ""}
+PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "versions": ""}
 
 FORBIDDEN_NAMES = ("utils", "common")
 

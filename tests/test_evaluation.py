@@ -169,6 +169,11 @@ def test_a_wrong_shard_is_one_sentence(shard, evaluation, tmp_path, capsys):
     assert "give i/n with i from 0" in sentence(capsys, words(evaluation, tmp_path, data__eval_shard=shard))
 
 
+def test_a_shard_in_training_is_one_sentence(evaluation, tmp_path, capsys):
+    fit = ["fit", *words(evaluation, tmp_path, data__eval_shard="0/2")[1:]]
+    assert "use it in `dvla validate`" in sentence(capsys, fit)
+
+
 def test_the_number_of_workers_does_not_matter(evaluation, tmp_path, capsys):
     few = {"data__num_eval_episodes": 10}
     expected = validate(capsys, evaluation, tmp_path / "none", **few)

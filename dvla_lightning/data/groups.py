@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dvla_lightning.data.rollout_metrics import Gather
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.rl.advantages import informative_groups
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 
@@ -89,7 +89,7 @@ class EpisodeGroups:
         what = "every training episode of a rank ended in an error"
         if self.compares:
             what = "no group of a rank has two episodes without an error"
-        first = next((e.error_summary for e in ran if e.error), "see the output of the other ranks")
+        first = next((last_line(e.error) for e in ran if e.error), "see the output of the other ranks")
         raise UserError(f"{what}, the first one in: {first}")
 
 

@@ -71,11 +71,6 @@ class EpisodeRecord:
         """What must be the same whenever and wherever the episode is run."""
         return self.success, self.num_env_steps, self.num_decisions
 
-    @property
-    def error_summary(self) -> str:
-        """The last line of `error`, which names the exception; empty without an error."""
-        return self.error.strip().splitlines()[-1] if self.error else ""
-
 
 def settle(records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
     """One record per episode: an episode that ended in an error may have been run again since.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dvla_lightning.envs.base import Observation
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.noninferiority import lower_bound
 from dvla_lightning.evaluation.ranks import gather_or_raise, own_share
 from dvla_lightning.evaluation.specs import training_specs
@@ -228,7 +228,7 @@ def _outcomes(episodes: Sequence[Episode], num_observations: int) -> list[Outcom
     outcomes = []
     for episode in episodes:
         if episode.error is not None:
-            outcomes.append(Outcome(False, episode.num_decisions, episode.error_summary))
+            outcomes.append(Outcome(False, episode.num_decisions, last_line(episode.error)))
             continue
         observation = episode.transitions[-1].observation if num_observations > 0 else None
         num_observations -= 1

@@ -99,11 +99,6 @@ class Episode:
         return self.error is None and bool(self.transitions) and self.transitions[-1].is_success
 
     @property
-    def error_summary(self) -> str:
-        """The last line of `error`, which names the exception; empty without an error."""
-        return self.error.strip().splitlines()[-1] if self.error else ""
-
-    @property
     def num_decisions(self) -> int:
         """Policy calls, or expert calls."""
         return max(0, len(self.transitions) - 1)

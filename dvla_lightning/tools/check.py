@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import NamedTuple
 
 
@@ -25,11 +24,3 @@ class Check(NamedTuple):
         mark = {True: "ok  ", False: "FAIL", None: "-   "}[self.ok]
         remedy = f"\n     -> {self.remedy}" if self.remedy and not self.ok else ""
         return f"{mark} {self.name}: {self.finding}{remedy}"
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

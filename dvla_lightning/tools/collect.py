@@ -11,7 +11,7 @@ import dvla_lightning.envs.libero
 import dvla_lightning.envs.robotwin
 import dvla_lightning.envs.tabletop  # noqa: F401 - short class names resolve to what is imported
 from dvla_lightning.data.episode_files import DemonstrationWriter
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.success import SuccessCount, success_table
 from dvla_lightning.rollout.collector import Collector
@@ -72,7 +72,7 @@ def collect(
         ]:
             episodes = collector.demonstrate(specs, observe_every, writer.add)
             if all(episode.error for episode in episodes):
-                raise UserError(f"every episode ended in an error, the first one in: {episodes[0].error_summary}")
+                raise UserError(f"every episode ended in an error, the first one in: {last_line(episodes[0].error)}")
     finally:
         collector.close()
     _print_summary(writer, wanted)

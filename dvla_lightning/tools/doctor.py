@@ -13,10 +13,11 @@ from dvla_lightning.envs.libero.suites import MAX_STEPS
 from dvla_lightning.envs.robotwin import RoboTwin
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.videos import INSTALL_AV
-from dvla_lightning.tools.check import Check, installed_version
+from dvla_lightning.tools.check import Check
 from dvla_lightning.tools.doctor_libero import check_libero
 from dvla_lightning.tools.doctor_robotwin import check_robotwin
 from dvla_lightning.tools.parser import run_tool
+from dvla_lightning.versions import installed_version
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "gymnasium", "jsonargparse", "tensorboard")
 

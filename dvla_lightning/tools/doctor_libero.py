@@ -22,7 +22,8 @@ from dvla_lightning.envs.libero.preflight import (
 from dvla_lightning.errors import UserError
 from dvla_lightning.rollout.episode import EpisodeSpec, Transition
 from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure
-from dvla_lightning.tools.check import Check, installed_version
+from dvla_lightning.tools.check import Check
+from dvla_lightning.versions import installed_version
 
 PACKAGES = ("hf-libero", "mujoco", "robosuite", "bddl")
 INSTALL_LIBERO = "run `make libero`, or pip install 'dvla-lightning[libero]'"

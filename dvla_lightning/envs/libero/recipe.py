@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +11,7 @@ from dvla_lightning.envs.libero.preflight import GL_BACKENDS
 from dvla_lightning.envs.libero.protocols import PROTOCOLS, GripperName, Protocol, ProtocolName, StateName
 from dvla_lightning.envs.libero.suites import INSTALL_REMEDY, NUM_PUBLISHED_STATES, suite_tasks
 from dvla_lightning.errors import UserError
+from dvla_lightning.versions import installed_version
 
 # Our camera names -> MuJoCo's.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -27,13 +27,6 @@ LATER = ("protocol", "state", "gripper")
 TRAINED_ON_PUBLISHED = "trained on the published initial states of LIBERO, on which evaluation runs"
 
 T = TypeVar("T")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _first(given: T | None, otherwise: T) -> T:
@@ -156,13 +149,13 @@ class Libero(Environment):
             **{name: value for name in LATER if (value := getattr(self, name)) != getattr(DEFAULTS, name, None)},
             **({"training_remark": TRAINED_ON_PUBLISHED} if self.train_on_published_states else {}),
             # Those of another interpreter are not known here.
-            "versions": None if self.interpreter else {package: _version(package) for package in packages},
+            "versions": None if self.interpreter else {package: installed_version(package) for package in packages},
         }
 
 
 def _require_versions() -> None:
     """Raises UserError for simulator versions that are known not to work."""
-    mujoco, robosuite = _version("mujoco"), _version("robosuite")
+    mujoco, robosuite = installed_version("mujoco"), installed_version("robosuite")
     if mujoco is None or robosuite is None:
         missing = "mujoco" if mujoco is None else "robosuite"
         raise UserError(f"LIBERO needs the package {missing}, which is not installed: {INSTALL_REMEDY}")
