@@ -1,0 +1,143 @@
+"""How much of a policy gradient is signal, for several ways to compute advantages from the same episodes.
+
+The episodes are cut into parts, and the gradient of every part is one independent draw: products of different parts
+give the squared length of the true gradient without bias, and what is left of their own squares is noise. Printed is
+the cosine between the true gradient and that of an iteration, sqrt(s / (s + noise of the iteration)), where s is the
+squared length; 1 is a perfect gradient, and a step along a gradient of cosine c gains c of what it could.
+
+    python -m benchmarks.gradient_noise --policy runs/libero-rl/policy --environment.class_path Libero \
+        --environment.init_args.suite libero_spatial --tasks "[<task>, <task>]" --num_steps 1
+
+The policy needs a trained value head, so take one that RL has trained for some iterations.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import dvla_lightning.envs.libero
+import dvla_lightning.envs.tabletop  # noqa: F401 - short class names resolve to what is imported
+from dvla_lightning.data.assembly import assemble
+from dvla_lightning.data.groups import AdvantageName
+from dvla_lightning.envs.base import Environment
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.specs import training_specs
+from dvla_lightning.objectives import RolloutBatch, TrajectoryPPO
+from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.rollout.collector import Collector
+from dvla_lightning.rollout.episode import Episode
+from dvla_lightning.tools.parser import run_tool
+
+ITERATION = 2**29  # of the seeds: no training run comes this far
+
+
+class Advantages(NamedTuple):
+    """One way to compute them."""
+
+    label: str
+    gamma: float
+    gae_lambda: float
+    advantage: AdvantageName = "gae"
+
+
+class Measured(NamedTuple):
+    """Squared length of the expected gradient of one part, and the variance around it, summed over parameters."""
+
+    signal: float
+    noise: float
+
+    def cosine(self, num_parts: float) -> float:
+        """Between the true gradient and the sum of so many parts; 0 where no signal was found."""
+        signal = max(0.0, self.signal) * num_parts
+        return math.sqrt(signal / (signal + self.noise)) if signal > 0 else 0.0
+
+
+def measure(gradients_PN: Tensor) -> Measured:
+    """Unbiased estimates from P independent gradients of equal distribution (U-statistic of their products)."""
+    count = len(gradients_PN)
+    squares, total = gradients_PN.square().sum(), gradients_PN.sum(0)
+    signal = float((total @ total - squares) / (count * (count - 1)))
+    return Measured(signal, float(squares) / count - signal)
+
+
+def part_gradients(policy: DVLAPolicy, batch: RolloutBatch, sizes: list[int], rows_at_once: int) -> Tensor:
+    """(P, N): the summed policy gradient of consecutive parts with so many decisions each."""
+    objective = TrajectoryPPO(value_clip=None, value_coef=0.0)
+    gradients, begin = [], 0
+    for size in sizes:
+        policy.zero_grad()
+        for rows in torch.arange(begin, begin + size).split(rows_at_once):
+            (objective(policy, batch.select(rows)).loss * len(rows)).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+        begin += size
+    return torch.stack(gradients)
+
+
+def decisions_per_part(episodes: list[Episode], num_parts: int) -> list[int]:
+    """How many decisions each of `num_parts` equal runs of consecutive episodes has."""
+    size = len(episodes) // num_parts
+    return [sum(len(e.decisions) for e in episodes[n * size : (n + 1) * size]) for n in range(num_parts)]
+
+
+def gradient_noise(
+    policy: str,
+    environment: Environment,
+    tasks: str | list[str] = "all",
+    num_steps: int = 1,
+    num_episodes: int = 192,
+    num_parts: int = 16,
+    episodes_per_iteration: int = 60,
+    gamma: float = 0.95,
+    num_workers: int = 3,
+    rows_at_once: int = 64,
+) -> dict[str, Measured]:
+    """Measures signal and noise of the policy gradient.
+
+    Args:
+        policy: directory of a policy with a trained value head.
+        environment: where the episodes run, on training placements.
+        tasks: "all", one name, or a list of names.
+        num_steps: denoising steps K.
+        num_episodes: all of them together, a multiple of `num_parts`.
+        num_parts: independent gradients, at least 2.
+        episodes_per_iteration: for which the cosine is printed.
+        gamma: discount per decision, of all but Monte Carlo returns.
+        num_workers: child processes with a simulator each.
+        rows_at_once: decisions in one pass.
+
+    Returns:
+        Label of the advantages -> what was measured.
+    """
+    if num_parts < 2 or num_episodes % num_parts:
+        raise UserError(f"num_episodes {num_episodes} is not a multiple of num_parts {num_parts}, or that is below 2")
+    loaded = DVLAPolicy.from_pretrained(policy)
+    specs = training_specs(environment.select_tasks(tasks), num_episodes, num_steps, seed=0, iteration=ITERATION)
+    collector = Collector(environment, num_workers=num_workers)
+    try:
+        episodes = collector.run(loaded, specs)
+    finally:
+        collector.close()
+    if errors := sum(episode.error is not None for episode in episodes):
+        raise UserError(f"{errors} episodes ended in an error: every part needs all of its episodes")
+    print(f"{sum(e.success for e in episodes)} of {num_episodes} episodes succeeded, K = {num_steps}")
+
+    ways = [Advantages(f"gae_lambda {value}", gamma, value) for value in (0.0, 0.5, 0.95)]
+    ways.append(Advantages("Monte Carlo, gamma 0.99", 0.99, 1.0, "reinforce++"))
+    sizes, found = decisions_per_part(episodes, num_parts), {}
+    for label, *how in ways:
+        with torch.no_grad():
+            batch = assemble(loaded, TrajectoryPPO(value_clip=None), episodes, *how, rows_at_once=rows_at_once)
+            batch.advantages_B -= batch.advantages_B.mean()
+        found[label] = measure(part_gradients(loaded, batch, sizes, rows_at_once))
+        cosine = found[label].cosine(episodes_per_iteration * num_parts / num_episodes)
+        print(f"{label:26} cosine of {episodes_per_iteration} episodes: {cosine:.2f}")
+    return found
+
+
+if __name__ == "__main__":
+    run_tool(gradient_noise, sys.argv[1:], "benchmarks.gradient_noise")
