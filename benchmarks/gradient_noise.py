@@ -1,9 +1,10 @@
 """How much of a policy gradient is signal, for several ways to compute advantages from the same episodes.
 
 The episodes are cut into parts, and the gradient of every part is one independent draw: products of different parts
-give the squared length of the true gradient without bias, and what is left of their own squares is noise. Printed is
-the cosine between the true gradient and that of an iteration, sqrt(s / (s + noise of the iteration)), where s is the
-squared length; 1 is a perfect gradient, and a step along a gradient of cosine c gains c of what it could.
+give the squared length of the expected gradient without bias, and what is left of their own squares is noise. Printed
+is the cosine between the expected gradient and that of an iteration, sqrt(s / (s + noise of the iteration)) with the
+squared length s, and its 95 % interval. It says how repeatable a gradient is, not that it is right: with a wrong value
+head, a small `gae_lambda` has another expectation than the policy gradient.
 
     python -m benchmarks.gradient_noise --policy runs/libero-rl/policy --environment.class_path Libero \
         --environment.init_args.suite libero_spatial --tasks "[<task>, <task>]" --num_steps 1
@@ -46,23 +47,37 @@ class Advantages(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Squared length of the expected gradient of one part, and the variance around it, summed over parameters."""
+    """Of a part's gradient: squared length of its expectation, standard error of that, variance over all parameters."""
 
     signal: float
+    standard_error: float
     noise: float
 
-    def cosine(self, num_parts: float) -> float:
-        """Between the true gradient and the sum of so many parts; 0 where no signal was found."""
-        signal = max(0.0, self.signal) * num_parts
+    def cosine(self, num_parts: float, errors: float = 0.0) -> float:
+        """Between the true gradient and the sum of so many parts; 0 where no signal was found.
+
+        Args:
+            num_parts: how many parts an iteration has.
+            errors: how many standard errors the signal is taken to be larger.
+        """
+        signal = max(0.0, self.signal + errors * self.standard_error) * num_parts
         return math.sqrt(signal / (signal + self.noise)) if signal > 0 else 0.0
 
 
 def measure(gradients_PN: Tensor) -> Measured:
-    """Unbiased estimates from P independent gradients of equal distribution (U-statistic of their products)."""
+    """Unbiased estimates from P independent gradients of equal distribution.
+
+    The signal is the mean product of two different gradients, its standard error the jackknife's over gradients (Efron
+    and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11), which is rather too large than too small.
+    """
     count = len(gradients_PN)
-    squares, total = gradients_PN.square().sum(), gradients_PN.sum(0)
-    signal = float((total @ total - squares) / (count * (count - 1)))
-    return Measured(signal, float(squares) / count - signal)
+    products_PP = (gradients_PN @ gradients_PN.T).double()
+    squares_P = products_PP.diagonal()
+    pairs = products_PP.sum() - squares_P.sum()
+    without_P = (pairs - 2 * (products_PP.sum(1) - squares_P)) / max(1, (count - 1) * (count - 2))
+    error = ((count - 1) * without_P.var(correction=0)).sqrt()
+    signal = float(pairs / (count * (count - 1)))
+    return Measured(signal, float(error), float(squares_P.mean()) - signal)
 
 
 def part_gradients(policy: DVLAPolicy, batch: RolloutBatch, sizes: list[int], rows_at_once: int) -> Tensor:
@@ -104,7 +119,7 @@ def gradient_noise(
         tasks: "all", one name, or a list of names.
         num_steps: denoising steps K.
         num_episodes: all of them together, a multiple of `num_parts`.
-        num_parts: independent gradients, at least 2.
+        num_parts: independent gradients, at least 3.
         episodes_per_iteration: for which the cosine is printed.
         gamma: discount per decision, of all but Monte Carlo returns.
         num_workers: child processes with a simulator each.
@@ -113,8 +128,8 @@ def gradient_noise(
     Returns:
         Label of the advantages -> what was measured.
     """
-    if num_parts < 2 or num_episodes % num_parts:
-        raise UserError(f"num_episodes {num_episodes} is not a multiple of num_parts {num_parts}, or that is below 2")
+    if num_parts < 3 or num_episodes % num_parts:
+        raise UserError(f"num_episodes {num_episodes} is not a multiple of num_parts {num_parts}, or that is below 3")
     loaded = DVLAPolicy.from_pretrained(policy)
     specs = training_specs(environment.select_tasks(tasks), num_episodes, num_steps, seed=0, iteration=ITERATION)
     collector = Collector(environment, num_workers=num_workers)
@@ -134,8 +149,9 @@ def gradient_noise(
             batch = assemble(loaded, TrajectoryPPO(value_clip=None), episodes, *how, rows_at_once=rows_at_once)
             batch.advantages_B -= batch.advantages_B.mean()
         found[label] = measure(part_gradients(loaded, batch, sizes, rows_at_once))
-        cosine = found[label].cosine(episodes_per_iteration * num_parts / num_episodes)
-        print(f"{label:26} cosine of {episodes_per_iteration} episodes: {cosine:.2f}")
+        parts = episodes_per_iteration * num_parts / num_episodes
+        cosine, low, high = (found[label].cosine(parts, errors) for errors in (0, -1.96, 1.96))
+        print(f"{label:26} cosine of {episodes_per_iteration} episodes: {cosine:.2f} [{low:.2f}, {high:.2f}]")
     return found
 
 
