@@ -11,6 +11,7 @@ An RL step, from here to the loss: `main` -> `_run_lightning` -> LightningCLI bu
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 TOOLS = {
@@ -32,6 +33,8 @@ def main(args: list[str] | None = None) -> None:
     """Entry point; exits with code 2 and one sentence when something the user gave cannot be used."""
     from dvla_lightning.errors import UserError
 
+    # Before torch is imported: its idle threads spin otherwise, on cores that the simulators need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = sys.argv[1:] if args is None else args
     verb = args[0] if args else "--help"
     try:

@@ -26,6 +26,7 @@ def assemble(
     gamma: float,
     gae_lambda: float,
     advantage: AdvantageName = "gae",
+    bootstrap_truncated: bool = True,
     rows_at_once: int | None = None,
 ) -> RolloutBatch:
     """Lays the decisions of all episodes in one row, time order inside an episode, and computes their advantages.
@@ -39,6 +40,8 @@ def assemble(
         advantage: "gae" uses the value head; "grpo" and "rloo" compare the discounted returns of episodes that began
             alike and give every decision of an episode the same advantage; "reinforce++" takes the discounted return
             from each decision on. The value head learns that return then.
+        bootstrap_truncated: with "gae", whether the value of the last observation follows a truncated episode, or 0,
+            as the other advantages have it.
         rows_at_once: decisions scored in one pass where the objective has to score them again; None is all.
 
     Returns:
@@ -51,7 +54,9 @@ def assemble(
         raise UserError(f"RolloutDataModule trains with TrajectoryPPO, not with {type(objective).__name__}")
     episodes = [episode for episode in episodes if episode.error is None and episode.decisions]
     decisions = _gather_decisions([ref for episode in episodes for ref in episode.decisions])
-    advantages_B, returns_B = _advantages(policy, episodes, decisions.values_B, gamma, gae_lambda, advantage)
+    advantages_B, returns_B = _advantages(
+        policy, episodes, decisions.values_B, gamma, gae_lambda, advantage, bootstrap_truncated
+    )
     return RolloutBatch(
         decisions.prompt,
         decisions.path,
@@ -70,6 +75,7 @@ def _advantages(
     gamma: float,
     gae_lambda: float,
     advantage: AdvantageName,
+    bootstrap_truncated: bool,
 ) -> tuple[Tensor, Tensor]:
     """(B,) advantages and (B,) returns that the value head learns; arguments as in `assemble`."""
     device = values_B.device
@@ -77,7 +83,9 @@ def _advantages(
     rewards_B = torch.tensor([transition.reward for transition in transitions], device=device)
     done_B = torch.tensor([transition.done for transition in transitions], device=device)
     if advantage == "gae":
-        terminated_B = torch.tensor([transition.terminated for transition in transitions], device=device)
+        terminated_B = done_B
+        if bootstrap_truncated:
+            terminated_B = torch.tensor([transition.terminated for transition in transitions], device=device)
         next_values_B = _next_values(policy, episodes, values_B, done_B)
         return gae(rewards_B, values_B, next_values_B, terminated_B, done_B, gamma, gae_lambda)
     returns_B = discounted_returns(rewards_B, done_B, gamma)

@@ -37,6 +37,9 @@ class RolloutDataModule(EvaluationDataModule):
         ppo_epochs: passes over the decisions of an iteration.
         gamma: discount per decision.
         gae_lambda: of generalised advantage estimation, over decisions.
+        bootstrap_truncated: what follows an episode that ran out of time: the value of its last observation, so that
+            the limit itself costs nothing, or (false) nothing, so that it is a failure as in evaluation. "gae" only:
+            the other advantages never bootstrap.
         advantage: "gae" (with the value head), "grpo" or "rloo" (against the other episodes of the group), or
             "reinforce++" (discounted returns); see `rl.advantages`. gae and reinforce++ are normalised over the batch.
         group_size: episodes that begin in the same initial state; "grpo" and "rloo" need at least 2.
@@ -69,6 +72,7 @@ class RolloutDataModule(EvaluationDataModule):
         ppo_epochs: int = 2,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
+        bootstrap_truncated: bool = True,
         advantage: AdvantageName = "gae",
         group_size: int = 1,
         max_refills: int | None = None,
@@ -98,7 +102,7 @@ class RolloutDataModule(EvaluationDataModule):
             raise UserError(f"data: gamma and gae_lambda must be between 0 and 1, got {gamma} and {gae_lambda}")
         self.episodes_per_iteration = episodes_per_iteration
         self.minibatch_size, self.ppo_epochs = minibatch_size, ppo_epochs
-        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.gamma, self.gae_lambda, self.bootstrap_truncated = gamma, gae_lambda, bootstrap_truncated
         self.advantage: AdvantageName = advantage
         self.groups = EpisodeGroups(advantage, group_size, max_refills, episodes_per_iteration)
         self.reschedule, self.is_schedule_given = reschedule, schedule is not None
@@ -136,7 +140,14 @@ class RolloutDataModule(EvaluationDataModule):
             ran, chosen, times = self._collect_episodes(policy, iteration)
             self.groups.check_trainable(ran, chosen, self.gather)
             batch = assemble(
-                policy, module.objective, chosen, self.gamma, self.gae_lambda, self.advantage, self.minibatch_size
+                policy,
+                module.objective,
+                chosen,
+                self.gamma,
+                self.gae_lambda,
+                self.advantage,
+                self.bootstrap_truncated,
+                rows_at_once=self.minibatch_size,
             )
         self.rollout_metrics = {
             **normalize_advantages(batch, self.gather, in_place=self.advantage in ("gae", "reinforce++")),

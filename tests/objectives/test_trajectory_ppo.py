@@ -137,15 +137,16 @@ def test_target_kl_reports_what_decides_the_stop(tiny_policy, episodes):
     assert output.stop_limit == 0.02 and float(output.stop) == float(output.metrics["approx_kl"]) > 0
 
 
-def test_assembled_advantages_equal_gae_per_episode(tiny_policy, episodes):
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_assembled_advantages_equal_gae_per_episode(bootstrap, tiny_policy, episodes):
     gamma, gae_lambda = 0.9, 0.8
-    batch = assemble(tiny_policy, TrajectoryPPO(), episodes, gamma, gae_lambda)
+    batch = assemble(tiny_policy, TrajectoryPPO(), episodes, gamma, gae_lambda, bootstrap_truncated=bootstrap)
     start = 0
     for episode in episodes:
         count = episode.num_decisions
         values = batch.old_values_B[start : start + count]
         last = torch.zeros(1)
-        if not episode.transitions[-1].terminated:
+        if bootstrap and not episode.transitions[-1].terminated:
             last = tiny_policy.estimate_values([episode.transitions[-1].observation])
         terminated = torch.tensor([t.terminated for t in episode.transitions[1:]])
         done = torch.tensor([t.done for t in episode.transitions[1:]])
