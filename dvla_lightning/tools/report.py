@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,26 +97,26 @@ def _scalars(run: Path, tag: str) -> tuple[list[int], list[float]]:
 
 
 def _draw(run: Path, after: Path, old: dict[str, SuccessCount], new: dict[str, SuccessCount], out: Path) -> None:
-    figure = plt.figure(figsize=(10, 6.2), constrained_layout=True)
-    grid = figure.add_gridspec(2, 2, height_ratios=[1.25, 1])
+    strips = {name: path for name in ("success", "failure") if (path := _picture(name, after, run))}
+    figure = plt.figure(figsize=(10, 3.5 + 1.35 * len(strips)), constrained_layout=True)
+    grid = figure.add_gridspec(1 + len(strips), 2, height_ratios=[2.5] + len(strips) * [1])
     _draw_curve(figure.add_subplot(grid[0, 0]), run)
     _draw_bars(figure.add_subplot(grid[0, 1]), old, new)
-    frames = grid[1, :].subgridspec(2, 1)
-    for row, name in enumerate(("success", "failure")):
-        axes = figure.add_subplot(frames[row])
+    for row, (name, path) in enumerate(strips.items(), 1):
+        axes = figure.add_subplot(grid[row, :])
         axes.axis("off")
-        path = next((p / "pictures" / f"{name}.png" for p in (after, run) if _exists(p, name)), None)
-        if path is not None:
-            strip, instruction = load_strip(path)
-            axes.imshow(strip)
-            axes.set_title(f"{name}: {instruction}", fontsize=9, loc="left")
+        strip, instruction = load_strip(path)
+        axes.imshow(strip)
+        axes.set_title(f"{name}: {instruction}", fontsize=9, loc="left")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
 
-def _exists(directory: Path, name: str) -> bool:
-    return (directory / "pictures" / f"{name}.png").exists()
+def _picture(name: str, *directories: Path) -> Path | None:
+    """The first that exists of the recorded episodes with this name."""
+    paths = [directory / "pictures" / f"{name}.png" for directory in directories]
+    return next((path for path in paths if path.exists()), None)
 
 
 def _draw_curve(axes: Axes, run: Path) -> None:
@@ -141,8 +143,25 @@ def _draw_bars(axes: Axes, old: dict[str, SuccessCount], new: dict[str, SuccessC
         below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, ends, strict=True)]
         above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]
         positions = [n + offset for n in range(len(rates))]
-        axes.bar(positions, rates, 0.4, yerr=[below, above], capsize=3, label=label)
+        axes.barh(positions, rates, 0.4, xerr=[below, above], capsize=3, label=label)
     sizes = {count.n for count in new.values()}
-    axes.set_xticks(range(len(new)), list(new), rotation=15)
-    axes.set(ylim=(0, 125), title=f"held-out success, n = {'/'.join(map(str, sorted(sizes)))} per task")
-    axes.legend(loc="upper center", ncols=2, fontsize=8)
+    axes.set_yticks(range(len(new)), short_names(list(new)), fontsize=9)
+    axes.invert_yaxis()
+    title = f"held-out success, n = {'/'.join(map(str, sorted(sizes)))} per task"
+    axes.set(xlim=(0, 102), xlabel="success (%)", title=title)
+    axes.legend(loc="lower left", fontsize=8)
+
+
+def short_names(tasks: Sequence[str], width: int = 22) -> list[str]:
+    """Names for a picture: long ones without the words that all tasks begin and end with, in lines of `width`."""
+    if len(tasks) < 2 or max(map(len, tasks)) <= width:
+        return list(tasks)
+    words = [task.split("_") for task in tasks]
+    begin = _num_shared(words)
+    end = _num_shared([task[begin:][::-1] for task in words])
+    return [textwrap.fill(" ".join(task[begin : len(task) - end]), width) for task in words]
+
+
+def _num_shared(lists: Sequence[Sequence[str]]) -> int:
+    """How many words all lists begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*lists, strict=False)))
