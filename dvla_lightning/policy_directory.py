@@ -67,7 +67,7 @@ def save(policy: DVLAPolicy, path: Path, card: str) -> None:
     safetensors.torch.save_file(state, partial / WEIGHTS)
     if hasattr(policy.backbone, "peft_config"):
         policy.backbone.save_pretrained(str(partial / ADAPTER))
-        (partial / ADAPTER / "README.md").unlink()  # peft's empty form; the policy's own card lies above
+        (partial / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; the policy's own card lies above
     (partial / "README.md").write_text(_card(policy, card))
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

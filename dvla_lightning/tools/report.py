@@ -154,11 +154,13 @@ def _draw_bars(axes: Axes, old: dict[str, SuccessCount], new: dict[str, SuccessC
 
 def short_names(tasks: Sequence[str], width: int = 22) -> list[str]:
     """Names for a picture: long ones without the words that all tasks begin and end with, in lines of `width`."""
-    if len(tasks) < 2 or max(map(len, tasks)) <= width:
+    if max(map(len, tasks)) <= width:
         return list(tasks)
     words = [task.split("_") for task in tasks]
-    begin = _num_shared(words)
-    end = _num_shared([task[begin:][::-1] for task in words])
+    begin = end = 0
+    if len(tasks) > 1:
+        begin = _num_shared(words)
+        end = _num_shared([task[begin:][::-1] for task in words])
     return [textwrap.fill(" ".join(task[begin : len(task) - end]), width) for task in words]
 
 

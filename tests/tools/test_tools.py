@@ -125,3 +125,14 @@ def test_what_is_no_record_is_refused(content, tmp_path):
         path.write_text(content)
     with pytest.raises(UserError, match=r"evaluation\.json"):
         read_counts(path)
+
+
+def test_long_task_names_are_told_apart_by_what_differs():
+    names = [f"pick_up_the_bowl_{where}_and_place_it_on_the_plate" for where in ("next_to_the_plate", "on_the_stove")]
+    assert report.short_names(names) == ["next to the plate", "on the stove"]
+    assert report.short_names(["open_the_drawer_and_put_the_bowl_in_it", "turn_on_the_stove"], width=20) == [
+        "open the drawer and\nput the bowl in it",
+        "turn on the stove",
+    ]
+    assert report.short_names(["reach", "push_it"]) == ["reach", "push_it"]
+    assert report.short_names(["put_the_bowl_on_top_of_the_stove"]) == ["put the bowl on top of\nthe stove"]
