@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dvla_lightning.envs.robotwin import RoboTwin
+from dvla_lightning.envs.robotwin.simulator.planner import MplibPlanner
 from dvla_lightning.envs.robotwin.simulator.rendering import resize
 from dvla_lightning.envs.robotwin.tasks import PAPER_TASKS, PRIMITIVE_TASKS, STEP_LIMITS
 from dvla_lightning.errors import UserError
@@ -300,6 +302,17 @@ def test_what_is_missing_is_named_with_its_remedy(path, asked, sentence, broken,
     if path == "sapien" and "sapien" in sys.modules:
         pytest.skip("a real SAPIEN is installed")
     assert re.search(sentence, refused(recipe(broken), asked))
+
+
+def test_a_plan_to_where_the_hand_is_holds_the_arm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mplib", SimpleNamespace(Pose=lambda p, q: (p, q)))
+    nothing = {"status": "Success", "position": np.zeros((0, 2)), "velocity": np.zeros((0, 2))}
+    planner = MplibPlanner.__new__(MplibPlanner)
+    planner.planner = SimpleNamespace(move_group_joint_indices=[1, 2], plan_screw=lambda *a, **k: nothing)
+    plan = planner.plan_path([5.0, 6.0, 7.0], np.arange(7.0))
+    assert plan["status"] == "Success"
+    np.testing.assert_array_equal(plan["position"], [[6.0, 7.0]])
+    np.testing.assert_array_equal(plan["velocity"], [[0.0, 0.0]])
 
 
 def test_mplib_takes_the_place_of_curobo(broken, recipe, worker):

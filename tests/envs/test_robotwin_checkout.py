@@ -79,6 +79,21 @@ def test_the_recorded_expert_is_replayed_to_success(task, slot):
     assert slot.call("execute", actions, SECONDS)["is_success"]
 
 
+def test_a_hand_pose_moves_the_hand(options):
+    slot = ForeignSlot(RoboTwin(**{**options, "image_size": None, "action_type": "ee", "validity": "none"}))
+    try:
+        first = slot.call("reset", EpisodeSpec(TASKS[0], "heldout", 0, seed=0), SECONDS)["observation"]
+        before = np.asarray(first["proprioception"])
+        assert before.shape == (16,)  # position, quaternion, gripper, left and right
+        up = before + 0.03 * (np.arange(16) == 2)
+        after = np.asarray(slot.call("execute", up[None], SECONDS)["observation"]["proprioception"])
+    finally:
+        slot.close()
+    assert after[2] - before[2] == pytest.approx(0.03, abs=0.005)
+    np.testing.assert_allclose(after[:2], before[:2], atol=0.005)
+    np.testing.assert_allclose(after[8:], before[8:], atol=0.005)
+
+
 def words(prefix, options):
     """Command line options."""
     plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}

@@ -71,7 +71,11 @@ class MplibPlanner:
             result = self.planner.plan_pose(goal, start, time_step=TIME_STEP, planning_time=PLANNING_SECONDS)
         if result["status"] != "Success":
             return {"status": "Fail"}
-        return {"status": "Success", "position": result["position"], "velocity": result["velocity"]}
+        position, velocity = result["position"], result["velocity"]
+        if len(position) == 0:  # already there; RoboTwin's take_action divides by the number of steps
+            position = start[None, self.planner.move_group_joint_indices]
+            velocity = np.zeros_like(position)
+        return {"status": "Success", "position": position, "velocity": velocity}
 
     def plan_batch(self, curr_joint_pos, target_gripper_pose_list, constraint_pose=None, arms_tag=None):
         """Plans to several poses; statuses are "Success" or "Failure", as curobo's."""
