@@ -108,6 +108,7 @@ def gradient_noise(
     num_parts: int = 16,
     episodes_per_iteration: int = 60,
     gamma: float = 0.95,
+    bootstrap_truncated: bool = True,
     num_workers: int = 3,
     rows_at_once: int = 64,
 ) -> dict[str, Measured]:
@@ -122,6 +123,7 @@ def gradient_noise(
         num_parts: independent gradients, at least 3.
         episodes_per_iteration: for which the cosine is printed.
         gamma: discount per decision, of all but Monte Carlo returns.
+        bootstrap_truncated: as in `RolloutDataModule`; Monte Carlo returns never are.
         num_workers: child processes with a simulator each.
         rows_at_once: decisions in one pass.
 
@@ -146,7 +148,8 @@ def gradient_noise(
     sizes, found = decisions_per_part(episodes, num_parts), {}
     for label, *how in ways:
         with torch.no_grad():
-            batch = assemble(loaded, TrajectoryPPO(value_clip=None), episodes, *how, rows_at_once=rows_at_once)
+            objective = TrajectoryPPO(value_clip=None)
+            batch = assemble(loaded, objective, episodes, *how, bootstrap_truncated, rows_at_once=rows_at_once)
             batch.advantages_B -= batch.advantages_B.mean()
         found[label] = measure(part_gradients(loaded, batch, sizes, rows_at_once))
         parts = episodes_per_iteration * num_parts / num_episodes

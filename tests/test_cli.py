@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def policy_dir(tiny_policy, tmp_path):
 @pytest.fixture
 def rl_args(policy_dir, tmp_path):
     return ["--config", RL, "--model.policy.pretrained", policy_dir, "--trainer.default_root_dir", tmp_path / "run"]
+
+
+@pytest.mark.parametrize(("given", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_of_torch_sleep_unless_the_user_says_otherwise(given, then, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli.main(["--version"])
+    assert os.environ["OMP_WAIT_POLICY"] == then
 
 
 def test_help_lists_every_command_without_importing_torch(capsys):
