@@ -86,7 +86,7 @@ def _advantages(
         terminated_B = done_B
         if bootstrap_truncated:
             terminated_B = torch.tensor([transition.terminated for transition in transitions], device=device)
-        next_values_B = _next_values(policy, episodes, values_B, done_B)
+        next_values_B = _next_values(policy, episodes, values_B, terminated_B, done_B)
         return gae(rewards_B, values_B, next_values_B, terminated_B, done_B, gamma, gae_lambda)
     returns_B = discounted_returns(rewards_B, done_B, gamma)
     if advantage == "reinforce++":
@@ -116,11 +116,13 @@ def _gather_decisions(refs: Sequence[DecisionRef]) -> Decisions:
     )
 
 
-def _next_values(policy: DVLAPolicy, episodes: Sequence[Episode], values_B: Tensor, done_B: Tensor) -> Tensor:
+def _next_values(
+    policy: DVLAPolicy, episodes: Sequence[Episode], values_B: Tensor, terminated_B: Tensor, done_B: Tensor
+) -> Tensor:
     """Value of what followed each decision; 0 after termination, the last observation's value after truncation."""
     next_values_B = torch.cat([values_B[1:], values_B.new_zeros(1)]).masked_fill(done_B, 0.0)
     ends = done_B.nonzero()[:, 0]
-    truncated = [n for n, episode in enumerate(episodes) if not episode.transitions[-1].terminated]
+    truncated = [n for n, is_terminated in enumerate(terminated_B[ends].tolist()) if not is_terminated]
     if truncated:
         last = [episodes[n].transitions[-1].observation for n in truncated]
         next_values_B[ends[truncated]] = policy.estimate_values(last)
