@@ -79,6 +79,17 @@ class DVLAModule(LightningModule):
     def _add_remarks(self, remarks: Iterable[str]) -> None:
         self.policy.remarks = sorted({*self.policy.remarks, *remarks})
 
+    def on_train_start(self) -> None:
+        """Keeps the policy as training starts: ranks have the same weights by now, and a resumed run its first ones."""
+        if not self.objective.needs_reference or self.policy.reference is not None:
+            return
+        if self.trainer.ckpt_path is not None:
+            raise UserError(
+                f"{self.trainer.ckpt_path} holds no reference policy, it was written without a KL to it: "
+                "resume without, or start a new run with --model.policy.pretrained"
+            )
+        self.policy.keep_reference()
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def begin_iteration(self, iteration: int) -> None:
@@ -168,13 +179,15 @@ class DVLAModule(LightningModule):
     def _saved_names(self) -> set[str]:
         """Trainable parameters, and the statistics that came from the training data."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return set(self.state_dict()) - frozen
+        rewritten = {f"policy.{name}" for name in self.policy.rewritten_parameters}
+        return set(self.state_dict()) - (frozen - rewritten)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps only what is trained: the rest is in the policy directory the run started from."""
         names = self._saved_names()
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in names}
         checkpoint["policy_remarks"] = list(self.policy.remarks)
+        checkpoint["policy_reference"] = self.policy.reference
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fills in what was not saved, after checking that the trained names are the same."""
@@ -192,3 +205,4 @@ class DVLAModule(LightningModule):
         checkpoint["state_dict"] = {**own, **saved}
         self.policy.is_fitted = True
         self._add_remarks(checkpoint.get("policy_remarks", []))
+        self.policy.reference = checkpoint.get("policy_reference")

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dvla_lightning import policy_directory
-from dvla_lightning.actions.normalization import Normalizer
+from dvla_lightning import policy_config, policy_directory
+from dvla_lightning.actions.normalization import NormalizationMode, Normalizer
 from dvla_lightning.actions.tokenizer import ActionTokenizer
 from dvla_lightning.backbones.base import Backbone, Prompt
 from dvla_lightning.diffusion.path import DenoisingPath
-from dvla_lightning.diffusion.sampler import Sampler
+from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
 from dvla_lightning.diffusion.views import MaskedViews
 from dvla_lightning.envs.base import Environment, Observation
 from dvla_lightning.errors import UserError
+from dvla_lightning.policy_adapters import add_adapter, rewritten_names
 
 if TYPE_CHECKING:  # importing peft takes seconds
     from peft import LoraConfig
+
+MAX_SEED = 2**63 - 1
+NOT_FINITE = "the policy's {} are not finite: its weights or statistics are of no use any more"
 
 
 @dataclass
@@ -92,14 +95,21 @@ class DVLAPolicy(nn.Module):
         action_dim: numbers in one action of a new policy.
         chunk_size: actions predicted by one decision of a new policy.
         num_action_steps: actions executed of each chunk; None executes all.
-        normalization: how a new policy scales actions and proprioception; statistics come from the training data.
-        sampler: how tokens are drawn and committed; None takes the one saved with the policy, or the default.
-        value_hidden_dims: hidden widths of a new policy's value head.
-        lora: adapters to train instead of the backbone (peft); the backbone without them is then the reference policy.
-            An adapter found in `pretrained` is merged first.
+        normalization: how a new policy scales actions and proprioception; statistics come from the training data. None
+            is "min_max".
+        sampler: how tokens are drawn and committed. Fields that are given replace those saved with the policy (of a new
+            one: the defaults), the others stay; in Python a whole `Sampler` replaces all of them.
+        value_hidden_dims: hidden widths of a new policy's value head; None is one layer of 128.
+        lora: adapters to train instead of the backbone (peft). Without target_modules every linear layer gets one. An
+            adapter found in `pretrained` is merged first.
+        trusted_modules: modules of yours that may be imported because `pretrained` names a backbone or tokenizer class
+            in them. Loading a policy imports nothing else; classes that your program has imported are known, too.
 
     Attributes:
         remarks: what every table about this policy must say, for example that it was trained on test states.
+        reference: trainable tensors of the backbone at the start of training, which make the policy the reference of a
+            KL; None before `keep_reference`. They are no part of the policy: neither saved with it nor in its
+            fingerprint.
 
     Raises:
         UserError: if the parts do not fit together, or the directory is missing, corrupt or of another architecture.
@@ -113,10 +123,11 @@ class DVLAPolicy(nn.Module):
         action_dim: int | None = None,
         chunk_size: int | None = None,
         num_action_steps: int | None = None,
-        normalization: Literal["min_max", "quantile", "identity"] = "min_max",
-        sampler: Sampler | None = None,
-        value_hidden_dims: Sequence[int] = (128,),
+        normalization: NormalizationMode | None = None,
+        sampler: SamplerOverrides | None = None,
+        value_hidden_dims: Sequence[int] | None = None,
         lora: LoraConfig | None = None,
+        trusted_modules: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.remarks: list[str] = []
@@ -126,32 +137,36 @@ class DVLAPolicy(nn.Module):
             "action_dim": action_dim,
             "chunk_size": chunk_size,
         }
+        optional = {"normalization": normalization, "value_hidden_dims": value_hidden_dims}
+        saved_sampler, has_adapter = Sampler(), False
         if pretrained is None:
             missing = [name for name, value in new.items() if value is None]
             if missing:
                 raise UserError(f"policy: give pretrained, or all of {', '.join(new)} (missing: {', '.join(missing)})")
-            architecture = {**new, "normalization": normalization, "value_hidden_dims": list(value_hidden_dims)}
+            architecture = {**new, "normalization": normalization or "min_max"}
+            architecture["value_hidden_dims"] = [128] if value_hidden_dims is None else list(value_hidden_dims)
         else:
-            given = [name for name, value in new.items() if value is not None]
+            given = [name for name, value in {**new, **optional}.items() if value is not None]
             if given:
                 raise UserError(f"policy: {given[0]} comes from pretrained={pretrained!r}; give one or the other")
             directory = policy_directory.resolve(pretrained)
-            architecture = policy_directory.read_architecture(directory)
+            architecture = policy_config.read(directory, trusted_modules)
             saved_sampler, saved_steps = architecture.pop("sampler"), architecture.pop("num_action_steps")
-            self.remarks = architecture.pop("remarks")
-            sampler = sampler or saved_sampler
+            self.remarks, has_adapter = architecture.pop("remarks"), architecture.pop("adapter")
             num_action_steps = saved_steps if num_action_steps is None else num_action_steps
         self._build(**architecture)
         self.num_action_steps = self.chunk_size if num_action_steps is None else num_action_steps
         if not 1 <= self.num_action_steps <= self.chunk_size:
             raise UserError(f"policy: num_action_steps must be in 1..{self.chunk_size}, got {num_action_steps}")
-        self.sampler = sampler or Sampler()
+        self.sampler = (
+            sampler.over(saved_sampler) if isinstance(sampler, SamplerOverrides) else sampler or saved_sampler
+        )
         self.is_fitted = pretrained is not None
-        self.reference_backbone: nn.Module | None = None
+        self.reference: dict[str, Tensor] | None = None
         if pretrained is not None:
-            policy_directory.load_weights(self, directory, merge_adapter=lora is not None)
+            policy_directory.load_weights(self, directory, has_adapter, merge=lora is not None)
         if lora is not None:
-            self.backbone = policy_directory.add_adapter(self.backbone, lora)
+            self.backbone = add_adapter(self.backbone, lora)
         self.eval()
 
     def _build(
@@ -160,9 +175,14 @@ class DVLAPolicy(nn.Module):
         action_tokenizer: ActionTokenizer,
         action_dim: int,
         chunk_size: int,
-        normalization: Literal["min_max", "quantile", "identity"],
+        normalization: NormalizationMode,
         value_hidden_dims: Sequence[int],
     ) -> None:
+        sizes = {"action_dim": action_dim, "chunk_size": chunk_size}
+        sizes |= {f"value_hidden_dims[{index}]": size for index, size in enumerate(value_hidden_dims)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"policy: {name} must be at least 1, got {size}")
         if chunk_size * action_dim != backbone.num_positions:
             raise UserError(
                 f"policy: chunk_size ({chunk_size}) x action_dim ({action_dim}) = {chunk_size * action_dim} must equal "
@@ -245,10 +265,13 @@ class DVLAPolicy(nn.Module):
 
         Raises:
             ValueError: if the three lists differ in length.
+            UserError: if an observation does not fit the policy or holds a number that is not finite, or the network's
+                probabilities or values are not finite.
         """
         if not len(observations) == len(num_steps) == len(seeds):
             raise ValueError(f"{len(observations)} observations, {len(num_steps)} num_steps, {len(seeds)} seeds")
         prompt = self.make_prompt(observations)
+        _check_finite(prompt, "the observation holds numbers that are not finite: {}")
         context = self.backbone.encode(prompt)
         first_hidden: list[Tensor] = []
 
@@ -259,31 +282,46 @@ class DVLAPolicy(nn.Module):
             return logits[:, 0]
 
         path = self.sampler.sample(denoise, self.num_positions, self.mask_id, num_steps, seeds)
-        values_B = self._value(first_hidden[0])
-        return Decisions(self.decode(path.tokens_BL)[:, : self.num_action_steps], prompt, path, values_B)
+        actions = self.decode(path.tokens_BL)[:, : self.num_action_steps]
+        decisions = Decisions(actions, prompt, path, self._value(first_hidden[0]))
+        # Tokens are drawn even from NaN, so actions alone would not tell.
+        outputs = {"log-probabilities": path.log_prob_BL, "values": decisions.values_B, "actions": actions}
+        _check_finite(outputs, NOT_FINITE)
+        return decisions
 
     @torch.no_grad()
     def estimate_values(self, observations: Sequence[Observation]) -> Tensor:
         """(B,) float32 values of observations on which nothing is decided (the last one of a truncated episode)."""
         all_masked_BSL = torch.full((len(observations), 1, self.num_positions), self.mask_id, device=self.device)
         _, hidden_BSLD = self.backbone.denoise(self.backbone.encode(self.make_prompt(observations)), all_masked_BSL)
-        return self._value(hidden_BSLD[:, 0, 0])
+        values_B = self._value(hidden_BSLD[:, 0, 0])
+        _check_finite({"values": values_B}, NOT_FINITE)
+        return values_B
 
     def act(
-        self, observation: Observation, num_steps: int | Mapping[str, int], seed: int = 0, task: str | None = None
+        self,
+        observation: Observation,
+        num_steps: int | Mapping[str, int],
+        seed: int | None = None,
+        task: str | None = None,
     ) -> Decisions:
         """One decision for one observation (batch of 1): `.actions[0]` is (num_action_steps, action_dim).
 
         Args:
             observation: what the simulator shows.
             num_steps: denoising steps K, or task -> K, as in a `StepSchedule`.
-            seed: of the draws.
+            seed: of the draws, in 0..2^63 - 1; an episode needs another one at every decision. None draws anew at every
+                call, from torch's global generator: `torch.manual_seed` before an episode makes it come out again.
             task: name of the task; a step schedule needs it.
 
         Raises:
             UserError: if K is not in 1..L, the schedule does not know the task, or the observation does not fit the
                 policy.
         """
+        if seed is None:
+            seed = int(torch.randint(MAX_SEED, ()))
+        elif not 0 <= seed <= MAX_SEED:
+            raise UserError(f"policy.act: seed must be in 0..2^63 - 1, got {seed}")
         steps = _scheduled(num_steps, task) if isinstance(num_steps, Mapping) else num_steps
         self.check_num_steps(steps)
         return self.decide([observation], [steps], [seed])
@@ -325,28 +363,34 @@ class DVLAPolicy(nn.Module):
     def _value(self, hidden_BD: Tensor) -> Tensor:
         return self.value_head(hidden_BD)[:, 0].float()
 
+    forward = score  # for `functional_call`, which runs a module's forward
+
     @torch.no_grad()
     def reference_log_prob(self, prompt: Prompt, views: MaskedViews, temperature: float) -> Tensor:
-        """(B, S, L) log-probabilities under the reference policy: adapters off, or the copy kept at the start.
+        """(B, S, L) log-probabilities under the policy as it was at `keep_reference`.
 
         Raises:
             UserError: if there is no reference.
         """
-        if hasattr(self.backbone, "disable_adapter"):
-            with self.backbone.disable_adapter():
-                return self.score(prompt, views, temperature).log_prob_BSL
-        if self.reference_backbone is None:
+        if self.reference is None:
             raise UserError("the policy keeps no reference: call keep_reference() before training")
-        trained, self.backbone = self.backbone, self.reference_backbone
-        try:
-            return self.score(prompt, views, temperature).log_prob_BSL
-        finally:
-            self.backbone = trained
+        now = self.get_parameter
+        self.reference = {name: value.to(now(name)) for name, value in self.reference.items()}  # device and dtype
+        scores: Scores = torch.func.functional_call(self, self.reference, (prompt, views, temperature))
+        return scores.log_prob_BSL
 
     def keep_reference(self) -> None:
-        """Remembers the present weights as the reference policy; with LoRA nothing needs to be kept."""
-        if not hasattr(self.backbone, "disable_adapter"):
-            self.reference_backbone = copy.deepcopy(self.backbone).requires_grad_(False).eval()
+        """Remembers the present policy as the reference: copies what of the backbone is trainable."""
+        self.reference = {
+            f"backbone.{name}": parameter.detach().clone()
+            for name, parameter in self.backbone.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @property
+    def rewritten_parameters(self) -> set[str]:
+        """Frozen parameters that are not as in `pretrained`: `lora.init_lora_weights` moved a part into the adapter."""
+        return {f"backbone.{name}" for name in rewritten_names(self.backbone)}
 
     def fit_statistics(self, actions_ND: Any, proprioception_ND: Any) -> None:
         """Takes normalisation statistics (and data-dependent bins) from demonstrations.
@@ -364,6 +408,12 @@ class DVLAPolicy(nn.Module):
             actions = torch.as_tensor(actions_ND, dtype=torch.float32).to(self.device)
             self.action_tokenizer.fit(self.action_normalizer.normalize(actions))
         self.is_fitted = True
+
+
+def _check_finite(tensors: Mapping[str, Tensor], sentence: str) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(sentence.format(name))
 
 
 def _scheduled(schedule: Mapping[str, int], task: str | None) -> int:

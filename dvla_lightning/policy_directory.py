@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import importlib
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dvla_lightning.actions.tokenizer import ActionTokenizer
-from dvla_lightning.backbones.base import Backbone
-from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.errors import UserError
+from dvla_lightning.policy_adapters import (
+    adapter_state,
+    base_state,
+    is_adapted,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
+from dvla_lightning.policy_config import CONFIG, describe
+from dvla_lightning.policy_tensors import check_finite, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-
     from dvla_lightning.policy import DVLAPolicy
 
-FORMAT_VERSION = 1
-KEYS = {
-    *("backbone", "action_tokenizer", "action_dim", "chunk_size", "num_action_steps"),
-    *("normalization", "value_hidden_dims", "sampler"),
-}
-"""What config.json holds beside format_version; `remarks` only where there are some."""
-WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter"
 
 
 def resolve(pretrained: str) -> Path:
@@ -41,15 +39,26 @@ def resolve(pretrained: str) -> Path:
         UserError: if it is neither.
     """
     path = Path(pretrained)
-    if path.is_dir():
-        return path
+    try:
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise UserError(f"{pretrained!r} is a file: give a policy directory, which holds {CONFIG}")
+        if path.name and _beside(path, "old").is_dir():
+            raise UserError(
+                f"policy directory {pretrained!r} does not exist, but an interrupted save left the policy before it in "
+                f"{_beside(path, 'old')}: rename that one"
+            )
+    except OSError as error:
+        raise UserError(f"policy directory {pretrained!r} cannot be read: {error.strerror}") from error
     looks_like_repository = pretrained.count("/") == 1 and not pretrained.startswith((".", "/", "~"))
-    if path.exists() or not looks_like_repository:
+    if not looks_like_repository:
         raise UserError(f"policy directory {pretrained!r} does not exist: give a directory that holds {CONFIG}")
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(pretrained))
+        wanted = [CONFIG, WEIGHTS, f"{ADAPTER}/*.json", f"{ADAPTER}/*.safetensors"]
+        return Path(snapshot_download(pretrained, allow_patterns=wanted))
     except Exception as error:
         raise UserError(
             f"{pretrained!r} is neither a policy directory nor a Hugging Face repository that can be reached "
@@ -58,165 +67,107 @@ def resolve(pretrained: str) -> Path:
 
 
 def save(policy: DVLAPolicy, path: Path, card: str) -> None:
-    """Writes the directory beside its final place and then swaps it in, so that no half-written policy is ever seen."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / CONFIG).write_text(json.dumps(_describe_policy(policy), indent=2) + "\n")
-    state = {name: value.detach().cpu().contiguous() for name, value in _base_state(policy).items()}
-    safetensors.torch.save_file(state, partial / WEIGHTS)
-    if hasattr(policy.backbone, "peft_config"):
-        policy.backbone.save_pretrained(str(partial / ADAPTER))
-        (partial / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; the policy's own card lies above
-    (partial / "README.md").write_text(_card(policy, card))
-    old = path.with_name(path.name + ".old")
+    """Writes the directory beside its final place and then swaps it in, so that no half-written policy is ever seen.
+
+    Raises:
+        UserError: if the policy is not finite, the place holds something else, or the disk refuses; what was there
+            before stays.
+    """
+    path = path.resolve()
+    state = _base_state(policy)
+    check_finite(state, f"the policy was not saved to {path}", _buffers(policy))
+    if is_adapted(policy.backbone):
+        check_finite(adapter_state(policy.backbone), f"the policy was not saved to {path}")
+    partial, old = _beside(path, "partial"), _beside(path, "old")
+    try:
+        if old.exists() and not path.exists():
+            old.rename(path)  # a save was interrupted between its two renames
+        if path.exists() and not (path / CONFIG).exists() and (path.is_file() or any(path.iterdir())):
+            raise UserError("it holds something else than a policy, which would be lost: choose another place")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / CONFIG).write_text(json.dumps(describe(policy), indent=2) + "\n")
+        write_tensors(state, partial / WEIGHTS)
+        if is_adapted(policy.backbone):
+            save_adapter(policy.backbone, partial / ADAPTER)
+        (partial / "README.md").write_text(_card(policy, card))
+        _settle(partial)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(
+                old
+            )  # not removed before the new one is in place: deleting takes time in which we may be killed
+        partial.rename(path)
+    except (OSError, safetensors.SafetensorError, TypeError, UserError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise UserError(f"the policy could not be saved to {path}: {error}") from error
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)  # not removed before the new one is in place: deleting takes time in which we may be killed
-    partial.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def read_architecture(directory: Path) -> dict[str, Any]:
-    """Builds the parts named in config.json (weights still random).
+def load_weights(policy: DVLAPolicy, directory: Path, has_adapter: bool, merge: bool) -> None:
+    """Fills a freshly built policy from model.safetensors and, if there is one, from adapter/.
 
-    Returns:
-        Keyword arguments of the policy's architecture, and its sampler, num_action_steps and remarks.
-
-    Raises:
-        UserError: if the file is missing, not valid, or of another format version.
-    """
-    path = directory / CONFIG
-    try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except FileNotFoundError:
-        raise UserError(f"{directory} is not a policy directory: it has no {CONFIG}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): save the policy again") from error
-    version = config.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {version}, this release reads {FORMAT_VERSION}")
-    remarks = config.pop("remarks", [])
-    different = sorted(config.keys() ^ KEYS)
-    if different:
-        what = "lacks the key" if different[0] in KEYS else "has the unknown key"
-        raise UserError(f"{path} {what} {different[0]!r}: save the policy again")
-    try:
-        config["sampler"] = Sampler(**config["sampler"])
-        config["backbone"] = _instantiate(config["backbone"], Backbone, path)
-        config["action_tokenizer"] = _instantiate(config["action_tokenizer"], ActionTokenizer, path)
-    except KeyError as error:
-        raise UserError(f"{path} lacks the key {error}: save the policy again") from error
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from error
-    return {**config, "remarks": remarks}
-
-
-def load_weights(policy: DVLAPolicy, directory: Path, merge_adapter: bool) -> None:
-    """Fills a freshly built policy from model.safetensors and, if present, adapter/.
+    Args:
+        policy: to fill.
+        directory: of the policy.
+        has_adapter: whether adapter/ must be there.
+        merge: add the adapter into the backbone's weights.
 
     Raises:
-        UserError: if a file is missing or corrupt, or names and shapes differ from the policy's.
+        UserError: if a file is missing, corrupt or not finite, or names and shapes differ from the policy's.
     """
-    path = directory / WEIGHTS
-    try:
-        state = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{directory} has no {WEIGHTS}: copy the whole policy directory") from None
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is corrupt ({error}): copy or save the policy again") from error
-    own = policy.state_dict()
-    different = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
-    if different:
-        raise UserError(f"{path} does not fit {directory / CONFIG}: tensor {different[0]!r} differs")
-    policy.load_state_dict(state)
-    if (directory / ADAPTER).is_dir():
-        from peft import PeftModel
-
-        adapted = PeftModel.from_pretrained(policy.backbone, str(directory / ADAPTER), is_trainable=not merge_adapter)
-        policy.backbone = adapted.merge_and_unload() if merge_adapter else adapted
-
-
-def add_adapter(backbone: nn.Module, lora: LoraConfig) -> nn.Module:
-    """Freezes the backbone and adds LoRA adapters.
-
-    Raises:
-        UserError: if no module matches `target_modules`.
-    """
-    from peft import get_peft_model
-
-    if lora.target_modules == "all-linear":  # peft resolves this name for transformers models only
-        names = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
-        lora = dataclasses.replace(lora, target_modules=names)
-    try:
-        return get_peft_model(backbone, lora)
-    except ValueError as error:
-        raise UserError(f"lora: {error}") from error
+    what = str(directory / CONFIG)
+    policy.load_state_dict(read_tensors(directory / WEIGHTS, policy.state_dict(), what, _buffers(policy)))
+    adapter = directory / ADAPTER
+    if has_adapter != adapter.is_dir():
+        problem = "has no directory" if has_adapter else "does not speak of the directory"
+        raise UserError(f"{directory if has_adapter else what} {problem} {ADAPTER}/: copy the whole policy directory")
+    if has_adapter:
+        adapted = load_adapter(policy.backbone, adapter)
+        policy.backbone = merge_adapter(adapted, adapter) if merge else adapted
 
 
 def fingerprint(policy: DVLAPolicy) -> str:
     """First 16 hex digits of the SHA-256 of all weights and statistics: says which policy a record is about."""
     digest = hashlib.sha256()
     for name, value in sorted(policy.state_dict().items()):
-        if not name.startswith("reference_backbone."):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
+
+
 def _base_state(policy: DVLAPolicy) -> dict[str, Tensor]:
-    """The policy's tensors without adapters and without the reference copy, under the names of an unadapted policy."""
-    state = {}
-    for name, value in policy.state_dict().items():
-        if "lora_" in name or ".modules_to_save." in name or name.startswith("reference_backbone."):
-            continue
-        name = name.replace("backbone.base_model.model.", "backbone.")
-        state[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
-    return state
+    """The policy's tensors without adapters, under the names of a policy that never had any."""
+    state = {name: value for name, value in policy.state_dict().items() if not name.startswith("backbone.")}
+    return state | {f"backbone.{name}": value for name, value in base_state(policy.backbone).items()}
 
 
-def _describe_policy(policy: DVLAPolicy) -> dict[str, Any]:
-    backbone = policy.backbone
-    if hasattr(backbone, "peft_config"):
-        backbone = backbone.get_base_model()
-    return {
-        "format_version": FORMAT_VERSION,
-        "backbone": _describe(backbone),
-        "action_tokenizer": _describe(policy.action_tokenizer),
-        "action_dim": policy.action_dim,
-        "chunk_size": policy.chunk_size,
-        "num_action_steps": policy.num_action_steps,
-        "normalization": policy.normalization,
-        "value_hidden_dims": policy.value_hidden_dims,
-        "sampler": dataclasses.asdict(policy.sampler),
-        **({"remarks": policy.remarks} if policy.remarks else {}),
-    }
+def _buffers(policy: DVLAPolicy) -> set[str]:
+    """Names of the backbone's buffers."""
+    backbone = policy.backbone.get_base_model() if is_adapted(policy.backbone) else policy.backbone
+    return {f"backbone.{name}" for name, _ in backbone.named_buffers()}
 
 
-def _describe(part: Any) -> dict[str, Any]:
-    return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": part.init_args}
-
-
-def _instantiate(description: dict[str, Any], base: type, source: Path) -> Any:
-    module_name, _, class_name = description["class_path"].rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{source} names {description['class_path']!r}, which cannot be imported ({error})") from error
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise UserError(f"{source} names {description['class_path']!r}, which is not a {base.__name__}")
-    try:
-        return cls(**description["init_args"])
-    except TypeError as error:
-        raise UserError(f"{source}: {error}") from error
+def _settle(directory: Path) -> None:
+    """Gives files and folders the modes of the umask, as the folder has it, and waits until they are on the disk."""
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    for path in [*directory.rglob("*"), directory]:
+        path.chmod(mode if path.is_dir() else mode & 0o666)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _card(policy: DVLAPolicy, card: str) -> str:
-    backbone = policy.backbone.get_base_model() if hasattr(policy.backbone, "peft_config") else policy.backbone
+    backbone = policy.backbone.get_base_model() if is_adapted(policy.backbone) else policy.backbone
     size = sum(value.numel() for value in policy.parameters())
     return (
         f"# {type(backbone).__name__} policy\n\n{card}\n\n"
@@ -224,5 +175,7 @@ def _card(policy: DVLAPolicy, card: str) -> str:
         f"{policy.action_tokenizer.vocab_size} action tokens.\n\n"
         "```python\nfrom dvla_lightning.policy import DVLAPolicy\n\n"
         'policy = DVLAPolicy.from_pretrained("<this directory>")\n'
-        "chunk = policy.act(observation, num_steps=4).actions[0]\n```\n"
+        "chunk = policy.act(observation, num_steps=4).actions[0]  # at every decision; it draws anew each time\n```\n\n"
+        "`torch.manual_seed(0)` before an episode makes its draws come out the same again, and so does another "
+        "`seed=...` at every decision.\n"
     )

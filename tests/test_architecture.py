@@ -37,7 +37,10 @@ MAY_IMPORT = {
 }  # fmt: skip
 
 # Files that belong to a part without lying in its folder.
-SAME_PART = {"policy_directory": "policy", "lightning_cli": "cli"}
+SAME_PART = {
+    **dict.fromkeys(("policy_directory", "policy_config", "policy_adapters", "policy_tensors"), "policy"),
+    "lightning_cli": "cli",
+}
 
 # library                which parts may import it; libraries not named here are free
 RESERVED = {

@@ -1,75 +1,33 @@
-"""DVLAPolicy: deciding, scoring, adapters, and policy directories that survive."""
+"""DVLAPolicy: deciding, scoring, and the reference that a KL compares with."""
 
-import json
-import shutil
+import dataclasses
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
-from dvla_lightning import policy_directory
 from dvla_lightning.actions.tokenizer import QuantileBins, UniformBins
 from dvla_lightning.backbones import MiniBackbone
 from dvla_lightning.diffusion.estimators import FullMask, Trajectory
-from dvla_lightning.diffusion.sampler import Sampler
+from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.step_schedule import StepSchedule
+from dvla_lightning.module import DVLAModule
+from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.policy import DVLAPolicy
-
-CHUNK, ACTION_DIM, BINS, PROPRIOCEPTION = 4, 2, 16, 3
-LENGTH = CHUNK * ACTION_DIM
-LOW, HIGH = np.array([-3.0, 10.0]), np.array([-1.0, 14.0])
-
-
-def make_policy(seed=0, bins=BINS, **options):
-    torch.manual_seed(seed)
-    backbone = MiniBackbone(
-        ["front"], 32, PROPRIOCEPTION, LENGTH, BINS, dim=16, num_layers=2, num_heads=2, channels=8, text_buckets=64
-    )
-    with torch.no_grad():
-        backbone.head.weight.mul_(6)  # a distribution far from uniform, as after training
-    options = {"action_tokenizer": UniformBins(bins), "action_dim": ACTION_DIM, "chunk_size": CHUNK, **options}
-    policy = DVLAPolicy(backbone=backbone, **options)
-    actions = np.random.default_rng(0).uniform(LOW, HIGH, (500, ACTION_DIM))
-    policy.fit_statistics(np.concatenate([actions, [LOW, HIGH]]), np.random.default_rng(1).normal(size=(500, 3)) * 5)
-    return policy
-
-
-def make_observations(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            "images": {"front": rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)},
-            "proprioception": rng.normal(size=PROPRIOCEPTION).astype(np.float32),
-            "instruction": f"push block {i}",
-        }
-        for i in range(count)
-    ]
-
-
-def lora(**options):
-    from peft import LoraConfig
-
-    return LoraConfig(r=4, **{"target_modules": "all-linear", **options})
-
-
-def disturb_adapters(policy, seed=3):
-    """LoRA starts as the identity: gives every adapter weight something to do."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in policy.named_parameters():
-            if "lora_" in name:
-                value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
-
-
-def assert_same_behaviour(one, other, exact=True):
-    """Same chunks, values and log-probabilities for the same seeds."""
-    observations, close = make_observations(3), {"rtol": 0, "atol": 0 if exact else 1e-4}
-    a, b = (policy.decide(observations, [1, 2, 4], [5, 6, 7]) for policy in (one, other))
-    assert torch.equal(a.path.tokens_BL, b.path.tokens_BL)
-    for want, got in ((a.actions, b.actions), (a.values_B, b.values_B), (a.path.log_prob_BL, b.path.log_prob_BL)):
-        torch.testing.assert_close(got, want, **close)
+from tests.small_policy import (
+    ACTION_DIM,
+    BINS,
+    CHUNK,
+    HIGH,
+    LENGTH,
+    LOW,
+    PROPRIOCEPTION,
+    disturb,
+    lora,
+    make_observations,
+    make_policy,
+)
 
 
 @pytest.fixture
@@ -150,6 +108,100 @@ def test_quantile_bins_are_fitted_with_the_statistics():
     assert (actions <= torch.tensor(HIGH) + 1e-5).all()
 
 
+def play(policy, decisions=12, **options):
+    """The tokens of one control loop; the observation stays the same, so only the draws differ."""
+    return [policy.act(make_observations(1)[0], num_steps=4, **options).path.tokens_BL for _ in range(decisions)]
+
+
+def test_acting_in_a_loop_draws_anew_at_every_decision_and_again_after_manual_seed(policy):
+    loops = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        loops.append(play(policy))
+    assert len({tuple(tokens.flatten().tolist()) for tokens in loops[0]}) == 12, "no two decisions are alike"
+    assert all(torch.equal(a, b) for a, b in zip(loops[0], loops[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(loops[0], loops[2], strict=True))
+    assert not torch.equal(*play(policy, 2)), "nor without any seed"
+
+
+def test_draws_of_a_loop_follow_the_policys_probabilities(policy):
+    """One position, counted over 400 decisions, against the network's own distribution (chi square, 15 degrees)."""
+    observation = make_observations(1)[0]
+    context = policy.backbone.encode(policy.make_prompt([observation]))
+    masked = torch.full((1, 1, LENGTH), policy.mask_id)
+    expected = policy.backbone.denoise(context, masked)[0][0, 0, 3].softmax(-1).detach().double() * 400
+    tokens = torch.cat([policy.act(observation, num_steps=1).path.tokens_BL for _ in range(400)])[:, 3]
+    counts = torch.bincount(tokens, minlength=BINS).double()
+    large = expected > 5
+    parts = [counts[large], counts[~large].sum()[None]], [expected[large], expected[~large].sum()[None]]
+    found, wanted = (torch.cat(part) for part in parts)
+    assert ((found - wanted) ** 2 / wanted.clamp_min(1)).sum() < 37.7  # 99.9 % quantile of chi square with 15 degrees
+
+
+def test_a_seed_names_the_draws(policy):
+    first, again, other = (policy.act(make_observations(1)[0], 4, seed=seed).path.tokens_BL for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    state = torch.get_rng_state()
+    policy.act(make_observations(1)[0], 4, seed=3)
+    assert torch.equal(state, torch.get_rng_state()), "the global generator stays where it was"
+    for wrong in (-1, 2**63):
+        with pytest.raises(UserError, match=f"seed must be in .* got {wrong}"):
+            policy.act(make_observations(1)[0], 4, seed=wrong)
+
+
+@pytest.mark.parametrize("num_steps", [0, LENGTH + 1])
+def test_impossible_step_counts(policy, num_steps):
+    with pytest.raises(UserError, match=f"num_steps must be between 1 and 8 .* got {num_steps}"):
+        policy.act(make_observations(1)[0], num_steps)
+
+
+def test_a_policy_without_statistics_does_not_act():
+    backbone = MiniBackbone(["front"], 32, PROPRIOCEPTION, LENGTH, BINS, dim=16, num_layers=1, num_heads=2, channels=8)
+    policy = DVLAPolicy(backbone=backbone, action_tokenizer=UniformBins(BINS), action_dim=2, chunk_size=4)
+    assert not policy.is_fitted
+    with pytest.raises(UserError, match="no statistics"):
+        policy.act(make_observations(1)[0], 1)
+
+
+# -- numbers that are not finite ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_observation_that_is_not_finite_is_refused(policy, number):
+    observation = make_observations(1)[0]
+    observation["proprioception"][1] = number
+    with pytest.raises(UserError, match="the observation holds numbers that are not finite: proprioception"):
+        policy.act(observation, 4)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_network_that_is_not_finite_does_not_act(greedy):
+    """Tokens, and actions with them, come out finite even where every probability is NaN."""
+    policy = make_policy(sampler=Sampler(greedy=greedy))
+    with torch.no_grad():
+        policy.backbone.head.bias[3] = float("nan")
+    with pytest.raises(UserError, match="the policy's log-probabilities are not finite"):
+        policy.act(make_observations(1)[0], 4)
+
+
+def test_values_and_actions_that_are_not_finite_are_refused(policy):
+    with torch.no_grad():
+        policy.value_head[0].bias[0] = float("nan")
+    for decide in (lambda o: policy.act(o, 4), lambda o: policy.estimate_values([o])):
+        with pytest.raises(UserError, match="the policy's values are not finite"):
+            decide(make_observations(1)[0])
+    policy = make_policy()
+    policy.action_normalizer.high[0] = float("inf")
+    with pytest.raises(UserError, match="the policy's actions are not finite"):
+        policy.act(make_observations(1)[0], 4)
+
+
+def test_a_forbidden_token_is_never_drawn(policy):
+    with torch.no_grad():
+        policy.backbone.head.bias[7] = -float("inf")
+    assert not any((tokens == 7).any() for tokens in play(policy, 50))
+
+
 # -- scoring -----------------------------------------------------------------------------------------------------------
 
 
@@ -199,43 +251,100 @@ def test_value_gradient_reaches_the_backbone_only_when_asked(policy):
     assert all(p.grad is None for p in policy.value_head.parameters())
 
 
-# -- reference and adapters --------------------------------------------------------------------------------------------
+# -- reference ---------------------------------------------------------------------------------------------------------
 
 
-def test_lora_trains_adapters_and_value_head_only(policy):
-    plain, adapted = make_policy(), make_policy(lora=lora())
-    assert_same_behaviour(plain, adapted)
-    trainable = {name for name, p in adapted.named_parameters() if p.requires_grad}
-    assert {name for name in trainable if "lora_" not in name} == {
-        f"value_head.{n}" for n, _ in plain.value_head.named_parameters()
-    }
-    linear = [n for n, module in plain.backbone.named_modules() if isinstance(module, torch.nn.Linear)]
-    assert len([name for name in trainable if "lora_A" in name]) == len(linear) > 10
-
-    decisions = adapted.decide(make_observations(2), [2, 2], [0, 1])
-    adapted.score(decisions.prompt, Trajectory().views(decisions.path, adapted.mask_id)).log_prob_BSL.sum().backward()
-    assert {name for name, p in adapted.named_parameters() if p.grad is not None} <= trainable
+def adapted_directory(path, **options):
+    """A policy directory whose adapter has been trained."""
+    policy = make_policy(lora=lora(**options))
+    disturb(policy)
+    policy.save_pretrained(path)
+    return path
 
 
-@pytest.mark.parametrize("kind", ["lora", "copy"])
-def test_reference_is_the_policy_before_training(kind):
-    policy = make_policy(lora=lora() if kind == "lora" else None)
+REFERENCES = {
+    "all weights": lambda path: make_policy(),
+    "new adapter": lambda path: make_policy(lora=lora()),
+    "random adapter": lambda path: make_policy(lora=lora(init_lora_weights=False)),
+    "pissa": lambda path: make_policy(lora=lora(init_lora_weights="pissa")),
+    "olora": lambda path: make_policy(lora=lora(init_lora_weights="olora")),
+    "dora": lambda path: make_policy(lora=lora(use_dora=True)),
+    "whole modules": lambda path: make_policy(lora=lora(target_modules=["qkv"], modules_to_save=["head"], bias="all")),
+    "trained adapter": lambda path: DVLAPolicy.from_pretrained(adapted_directory(path)),
+    "merged adapter": lambda path: DVLAPolicy.from_pretrained(adapted_directory(path), lora=lora()),
+}
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_reference_is_the_policy_before_training(kind, tmp_path):
+    policy = REFERENCES[kind](tmp_path / "policy")
     decisions = policy.decide(make_observations(3), [4] * 3, range(3))
     views = Trajectory().views(decisions.path, policy.mask_id)
     before = policy.score(decisions.prompt, views, 1.3).log_prob_BSL.detach()
+    names = set(policy.state_dict())
     policy.keep_reference()
-    assert (policy.reference_backbone is None) == (kind == "lora")
-    if kind == "lora":
-        disturb_adapters(policy)
-    else:
-        with torch.no_grad():
-            policy.backbone.head.weight.add_(0.1 * torch.randn_like(policy.backbone.head.weight))
-        assert not any(p.requires_grad for p in policy.reference_backbone.parameters())
+    assert torch.equal(policy.reference_log_prob(decisions.prompt, views, 1.3), before), "the KL is 0, to the bit"
+    disturb(policy)
     reference = policy.reference_log_prob(decisions.prompt, views, 1.3)
     assert not reference.requires_grad
-    torch.testing.assert_close(reference, before, rtol=0, atol=1e-6)
+    assert torch.equal(reference, before)
     moved = policy.score(decisions.prompt, views, 1.3).log_prob_BSL
     assert (moved - before).abs().max() > 1e-2, "asking for the reference leaves the policy as it was"
+    assert set(policy.state_dict()) == names, "it is no part of the policy"
+
+
+def test_only_what_is_trained_is_copied_for_the_reference():
+    policy = make_policy(lora=lora(target_modules=["qkv"]))
+    policy.keep_reference()
+    assert set(policy.reference) == {n for n, p in policy.backbone.named_parameters("backbone") if p.requires_grad}
+    assert all("lora_" in name for name in policy.reference) and len(policy.reference) == 4
+
+
+def test_asking_for_the_reference_leaves_the_gradient_as_it_is():
+    policy = make_policy()
+    policy.keep_reference()
+    disturb(policy)
+    decisions = policy.decide(make_observations(2), [2] * 2, range(2))
+    views = Trajectory().views(decisions.path, policy.mask_id)
+    gradients = []
+    for asked in (False, True):
+        policy.zero_grad()
+        loss = policy.score(decisions.prompt, views).log_prob_BSL.sum()
+        if asked:
+            policy.reference_log_prob(decisions.prompt, views, 1.0)
+        loss.backward()
+        gradients.append(policy.backbone.head.weight.grad.clone())
+    assert gradients[0].abs().max() > 0 and torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("init", [False, "pissa_niter_2"])
+def test_a_checkpoint_brings_the_reference_and_the_base_weights_along(init):
+    """A resumed run draws its initial adapters anew: with another seed they are others."""
+    first = make_policy(lora=lora(init_lora_weights=init))
+    first.keep_reference()
+    kept = dict(first.reference)
+    disturb(first)
+    checkpoint = {"state_dict": DVLAModule(first, TrajectoryPPO(kl_coef=0.1)).state_dict()}
+    DVLAModule(first, TrajectoryPPO(kl_coef=0.1)).on_save_checkpoint(checkpoint)
+
+    torch.manual_seed(99)
+    resumed = make_policy()
+    torch.manual_seed(99)
+    resumed = DVLAPolicy(
+        backbone=resumed.backbone, action_tokenizer=UniformBins(BINS), action_dim=ACTION_DIM, chunk_size=CHUNK,
+        lora=lora(init_lora_weights=init),
+    )  # fmt: skip
+    module = DVLAModule(resumed, TrajectoryPPO(kl_coef=0.1))
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    assert resumed.reference.keys() == kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in resumed.reference.items())
+    decisions = first.decide(make_observations(3), [4] * 3, range(3))
+    views = Trajectory().views(decisions.path, first.mask_id)
+    want, got = (p.score(decisions.prompt, views).log_prob_BSL for p in (first, resumed))
+    assert torch.equal(want, got)
+    want, got = (p.reference_log_prob(decisions.prompt, views, 1.0) for p in (first, resumed))
+    assert torch.equal(want, got)
 
 
 def test_a_policy_without_reference_says_so(policy):
@@ -244,180 +353,37 @@ def test_a_policy_without_reference_says_so(policy):
         policy.reference_log_prob(decisions.prompt, Trajectory().views(decisions.path, policy.mask_id), 1.0)
 
 
-def test_the_users_lora_configuration_is_not_changed():
-    """One configuration object may serve several policies."""
-    config = lora()
-    make_policy(lora=config)
-    assert config.target_modules == "all-linear"
+# -- what is given beside a saved policy -------------------------------------------------------------------------------
 
 
-def test_lora_without_a_matching_module_is_refused():
-    with pytest.raises(UserError, match="lora:"):
-        make_policy(lora=lora(target_modules=["nothing_of_this_name"]))
-
-
-# -- policy directories ------------------------------------------------------------------------------------------------
-
-
-def test_round_trip(tmp_path):
-    sampler = Sampler(temperature=1.3, confidence="entropy", selection_temperature=0.5, schedule="linear")
-    options = {"sampler": sampler, "normalization": "quantile", "value_hidden_dims": [8, 4], "num_action_steps": 3}
-    policy = make_policy(action_tokenizer=QuantileBins(BINS, ACTION_DIM), **options)
-    policy.keep_reference()  # a training aid that is not part of the policy
-    policy.save_pretrained(tmp_path / "policy", card="made by a test")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy"]
-    assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert "made by a test" in (tmp_path / "policy" / "README.md").read_text()
-
-    loaded = DVLAPolicy.from_pretrained(tmp_path / "policy")
-    assert loaded.sampler == sampler
-    assert loaded.num_action_steps == 3
-    assert loaded.is_fitted
-    assert not loaded.training
-    for name in ("action_normalizer", "proprioception_normalizer"):
-        assert torch.equal(getattr(loaded, name).low, getattr(policy, name).low)
-        assert torch.equal(getattr(loaded, name).high, getattr(policy, name).high)
-    assert_same_behaviour(policy, loaded)
-
-
-def test_what_is_given_overrides_what_was_saved(tmp_path, policy):
-    policy.save_pretrained(tmp_path / "policy")
-    greedy = Sampler(greedy=True)
-    loaded = DVLAPolicy.from_pretrained(tmp_path / "policy", sampler=greedy, num_action_steps=1)
-    assert loaded.sampler == greedy
-    assert loaded.num_action_steps == 1
-    with pytest.raises(UserError, match="action_dim comes from pretrained"):
-        DVLAPolicy.from_pretrained(tmp_path / "policy", action_dim=2)
-    with pytest.raises(UserError, match="missing: backbone, action_tokenizer, action_dim"):
-        DVLAPolicy(chunk_size=3)
-
-
-@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["head"]}, {"use_dora": True}], ids=str)
-def test_round_trip_with_an_adapter(tmp_path, options):
-    policy = make_policy(lora=lora(**options))
-    disturb_adapters(policy)
-    policy.save_pretrained(tmp_path / "policy")
-    loaded = DVLAPolicy.from_pretrained(tmp_path / "policy")
-    assert_same_behaviour(policy, loaded)
-    trainable = [{n for n, p in each.named_parameters() if p.requires_grad} for each in (policy, loaded)]
-    assert trainable[0] == trainable[1], "training can go on where it stopped"
-    loaded.save_pretrained(tmp_path / "policy")  # over itself
-    assert_same_behaviour(policy, DVLAPolicy.from_pretrained(tmp_path / "policy"))
-
-
-def test_base_weights_of_an_adapted_policy_are_those_before_the_adapter(tmp_path):
-    policy = make_policy(lora=lora())
-    disturb_adapters(policy)
-    policy.save_pretrained(tmp_path / "policy")
-    shutil.rmtree(tmp_path / "policy" / "adapter")
-    assert_same_behaviour(make_policy(), DVLAPolicy.from_pretrained(tmp_path / "policy"))
-
-
-def test_a_new_adapter_starts_from_the_merged_old_one(tmp_path):
-    policy = make_policy(lora=lora())
-    disturb_adapters(policy)
-    policy.save_pretrained(tmp_path / "policy")
-    continued = DVLAPolicy.from_pretrained(tmp_path / "policy", lora=lora())
-    assert_same_behaviour(policy, continued, exact=False)
-    # the reference is now the merged policy
-    decisions = policy.decide(make_observations(2), [2, 2], [0, 1])
-    views = Trajectory().views(decisions.path, policy.mask_id)
-    want = policy.score(decisions.prompt, views).log_prob_BSL
-    disturb_adapters(continued, seed=9)
-    torch.testing.assert_close(continued.reference_log_prob(decisions.prompt, views, 1.0), want, rtol=0, atol=1e-4)
-    continued.save_pretrained(tmp_path / "next")
-    assert_same_behaviour(continued, DVLAPolicy.from_pretrained(tmp_path / "next"))
-
-
-# -- what cannot be used -----------------------------------------------------------------------------------------------
-
-
-def edit_config(directory, **changes):
-    path = directory / "config.json"
-    config = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in config.items() if value != "REMOVED"}))
-
-
-@pytest.fixture
-def directory(tmp_path, policy):
-    policy.save_pretrained(tmp_path / "policy")
-    return tmp_path / "policy"
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_truncated_weights(directory, share):
-    weights = directory / "model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=r"model\.safetensors is corrupt .*: copy or save the policy again"):
-        DVLAPolicy.from_pretrained(directory)
+def test_sampler_fields_that_are_given_replace_the_saved_ones_and_the_others_stay(tmp_path):
+    saved = Sampler(1.3, "drawn_prob", 0.5, "linear", False, 0.1, 0.9)
+    make_policy(sampler=saved).save_pretrained(tmp_path / "policy")
+    others = Sampler(0.7, "entropy", 0.25, "cosine", True, 0.2, 0.8)
+    for field in dataclasses.fields(Sampler):
+        new = getattr(others, field.name)
+        loaded = DVLAPolicy.from_pretrained(tmp_path / "policy", sampler=SamplerOverrides(**{field.name: new}))
+        assert dataclasses.asdict(loaded.sampler) == {**dataclasses.asdict(saved), field.name: new}
+    assert DVLAPolicy.from_pretrained(tmp_path / "policy", sampler=SamplerOverrides()).sampler == saved
+    assert DVLAPolicy.from_pretrained(tmp_path / "policy", sampler=Sampler()).sampler == Sampler()
+    assert {f.name for f in dataclasses.fields(SamplerOverrides)} == {f.name for f in dataclasses.fields(Sampler)}
+    assert make_policy(sampler=SamplerOverrides(temperature=0.7)).sampler == Sampler(temperature=0.7)
 
 
 @pytest.mark.parametrize(
-    ("missing", "message"),
-    [("config.json", "it has no config.json"), ("model.safetensors", "has no model.safetensors")],
-)
-def test_missing_files(directory, missing, message):
-    (directory / missing).unlink()
-    with pytest.raises(UserError, match=message):
-        DVLAPolicy.from_pretrained(directory)
-
-
-@pytest.mark.parametrize("name", ["./nowhere", "nowhere", "a/b/c", "some-organisation/some-policy"])
-def test_directory_that_does_not_exist(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"does not exist|neither a policy directory nor a Hugging Face repository"):
-        DVLAPolicy.from_pretrained(name)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
+    "given",
     [
-        ({"format_version": 2}, "has format_version 2, this release reads 1"),
-        ({"format_version": "REMOVED"}, "has format_version None"),
-        (
-            {"backbone": {"class_path": "torch.nn.Linear", "init_args": {}}},
-            "'torch.nn.Linear', which is not a Backbone",
-        ),
-        ({"backbone": {"class_path": "no.such.Module", "init_args": {}}}, "'no.such.Module', which cannot be imported"),
-        ({"backbone": {"class_path": "MiniBackbone", "init_args": {}}}, "'MiniBackbone', which cannot be imported"),
-        ({"backbone": {"class_path": "json.loads", "init_args": {}}}, "'json.loads', which is not a Backbone"),
-        ({"backbone": {"init_args": {}}}, "lacks the key 'class_path'"),
-        ({"action_tokenizer": "REMOVED"}, "lacks the key 'action_tokenizer'"),
-        ({"sampler": "REMOVED"}, "lacks the key 'sampler'"),
-        ({"num_action_steps": "REMOVED"}, "lacks the key 'num_action_steps'"),
-        ({"chunk_size": "REMOVED"}, "lacks the key 'chunk_size'"),
-        ({"surprise": 1}, "has the unknown key 'surprise'"),
-        ({"sampler": {"temperature": 0}}, "sampler"),
-        ({"sampler": {"heat": 1}}, "heat"),
-        # the same number of action tokens cut into other actions: only the statistics tell
-        (
-            {"action_dim": 4, "chunk_size": 2, "num_action_steps": 2},
-            "does not fit .* tensor 'action_normalizer.low' differs",
-        ),
-        ({"action_dim": 3}, r"chunk_size \(4\) x action_dim \(3\) = 12 must equal the backbone's num_positions \(8\)"),
-        ({"value_hidden_dims": [64]}, "tensor 'value_head.0.weight' differs"),
+        {"normalization": "quantile"},
+        {"value_hidden_dims": [8]},
+        {"action_dim": 2},
+        {"action_tokenizer": UniformBins(BINS)},
     ],
     ids=str,
 )
-def test_configurations_that_do_not_fit(directory, changes, message):
-    edit_config(directory, **changes)
-    with pytest.raises(UserError, match=message):
-        DVLAPolicy.from_pretrained(directory)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "3"])
-def test_configuration_that_is_not_a_json_object(directory, content):
-    (directory / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
-        DVLAPolicy.from_pretrained(directory)
-
-
-def test_init_args_that_do_not_fit_the_class(directory):
-    backbone = json.loads((directory / "config.json").read_text())["backbone"]
-    edit_config(directory, backbone={**backbone, "init_args": {**backbone["init_args"], "depth": 3}})
-    with pytest.raises(UserError, match="depth"):
-        DVLAPolicy.from_pretrained(directory)
+def test_what_is_part_of_a_saved_policy_cannot_be_given_beside_it(tmp_path, policy, given):
+    policy.save_pretrained(tmp_path / "policy")
+    with pytest.raises(UserError, match=f"{next(iter(given))} comes from pretrained"):
+        DVLAPolicy.from_pretrained(tmp_path / "policy", **given)
 
 
 def test_parts_that_do_not_fit_together():
@@ -425,80 +391,9 @@ def test_parts_that_do_not_fit_together():
         make_policy(chunk_size=5)
     with pytest.raises(UserError, match="the action tokenizer has 17 tokens, the backbone's vocab_size is 16"):
         make_policy(bins=17)
-
-
-@pytest.mark.parametrize("num_steps", [0, LENGTH + 1])
-def test_impossible_step_counts(policy, num_steps):
-    with pytest.raises(UserError, match=f"num_steps must be between 1 and 8 .* got {num_steps}"):
-        policy.act(make_observations(1)[0], num_steps)
-
-
-def test_a_policy_without_statistics_does_not_act():
-    backbone = MiniBackbone(["front"], 32, PROPRIOCEPTION, LENGTH, BINS, dim=16, num_layers=1, num_heads=2, channels=8)
-    policy = DVLAPolicy(backbone=backbone, action_tokenizer=UniformBins(BINS), action_dim=2, chunk_size=4)
-    assert not policy.is_fitted
-    with pytest.raises(UserError, match="no statistics"):
-        policy.act(make_observations(1)[0], 1)
-
-
-# -- interrupted saving ------------------------------------------------------------------------------------------------
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("function", ["before", "half-way"])
-def test_interrupted_save_leaves_the_old_directory_as_it_was(directory, monkeypatch, function, error):
-    before = contents(directory)
-    other = make_policy(seed=7)
-
-    def fail(state, path):
-        if function == "half-way":
-            path.write_bytes(b"half of the weights")
-        raise error
-
-    monkeypatch.setattr(safetensors.torch, "save_file", fail)
-    with pytest.raises(type(error)):
-        other.save_pretrained(directory)
-    assert contents(directory) == before
-    monkeypatch.undo()
-    assert_same_behaviour(make_policy(), DVLAPolicy.from_pretrained(directory))
-    other.save_pretrained(directory)  # the remains of the failed attempt do no harm
-    assert_same_behaviour(other, DVLAPolicy.from_pretrained(directory))
-    assert sorted(path.name for path in directory.parent.iterdir()) == ["policy"]
-
-
-def test_a_failed_first_save_leaves_no_policy_directory(tmp_path, policy, monkeypatch):
-    monkeypatch.setattr(safetensors.torch, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        policy.save_pretrained(tmp_path / "deep" / "policy")
-    assert not (tmp_path / "deep" / "policy").exists()
-
-
-def test_the_old_directory_survives_until_the_new_one_is_in_place(directory, monkeypatch):
-    """Killed between taking the old directory away and putting the new one there: neither is lost."""
-    from pathlib import Path
-
-    rename = Path.rename
-
-    def fail_for_the_new_one(self, target):
-        if self.name.endswith(".partial"):
-            raise OSError("killed")
-        return rename(self, target)
-
-    before = contents(directory)
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(OSError, match="killed"):
-        make_policy(seed=7).save_pretrained(directory)
-    assert before in [contents(path) for path in directory.parent.iterdir()]
-
-
-def test_fingerprint_names_the_weights(tiny_policy, tmp_path):
-    before = policy_directory.fingerprint(tiny_policy)
-    tiny_policy.save_pretrained(tmp_path / "policy")
-    assert policy_directory.fingerprint(DVLAPolicy.from_pretrained(tmp_path / "policy")) == before
-    with torch.no_grad():
-        tiny_policy.value_head[0].bias[0] += 1e-6
-    assert policy_directory.fingerprint(tiny_policy) != before
+    with pytest.raises(UserError, match="action_dim must be at least 1, got -2"):
+        make_policy(action_dim=-2, chunk_size=-4)
+    with pytest.raises(UserError, match=r"value_hidden_dims\[1\] must be at least 1, got 0"):
+        make_policy(value_hidden_dims=[4, 0])
+    with pytest.raises(UserError, match="missing: backbone, action_tokenizer, action_dim"):
+        DVLAPolicy(chunk_size=3)

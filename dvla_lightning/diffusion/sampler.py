@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +17,37 @@ from dvla_lightning.diffusion.selection import Confidence, confidence_score, pla
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(noisy_NL int64, rows_N int64 into the batch) -> logits_NLV: the network in one masked state of some rows."""
+
+
+@dataclass
+class SamplerOverrides:
+    """Fields of a `Sampler` to replace; None keeps what the policy was saved with.
+
+    Attributes:
+        temperature: of the token distribution, > 0.
+        confidence: what ranks the positions.
+        selection_temperature: scale of the Gumbel noise on the confidence; 0 commits the most confident positions.
+        schedule: mask schedule that sets how many positions each step commits.
+        greedy: take the most probable token instead of drawing one.
+        remask_threshold: committed tokens less probable than this are masked again; 0 = commits are permanent.
+        remask_drop: the same for tokens whose probability has fallen by more than this; 1 = never.
+    """
+
+    temperature: float | None = None
+    confidence: Confidence | None = None
+    selection_temperature: float | None = None
+    schedule: MaskSchedule | None = None
+    greedy: bool | None = None
+    remask_threshold: float | None = None
+    remask_drop: float | None = None
+
+    def over(self, saved: Sampler) -> Sampler:
+        """The sampler `saved` with the fields that are given here."""
+        return replace(saved, **self.given())
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass
@@ -48,10 +80,17 @@ class Sampler:
     remask_drop: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(f"sampler temperature must be > 0, got {self.temperature}; use greedy: true for argmax")
-        if self.selection_temperature < 0:
+        if not 0 <= self.selection_temperature < float("inf"):
             raise ValueError(f"sampler selection_temperature must be >= 0, got {self.selection_temperature}")
+        for name, value, options in (
+            ("confidence", self.confidence, get_args(Confidence)),
+            ("schedule", self.schedule, get_args(MaskSchedule)),
+            ("greedy", self.greedy, (True, False)),
+        ):
+            if value not in options:
+                raise ValueError(f"sampler {name} must be one of {', '.join(map(str, options))}, got {value!r}")
         if not (0 <= self.remask_threshold < 1 and 0 < self.remask_drop <= 1):
             raise ValueError(
                 "sampler: need 0 <= remask_threshold < 1 and 0 < remask_drop <= 1, got "

@@ -34,6 +34,11 @@ class LossOutput:
 class Objective(ABC):
     """Turns a batch into a loss."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the policy as it was at the start of training."""
+        return False
+
     @abstractmethod
     def prepare(self, policy: DVLAPolicy) -> None:
         """Called once before training: sets train or eval mode and freezes what this objective does not train."""

@@ -62,7 +62,7 @@ class TrajectoryPPO(Objective):
         value_gradient: let the value loss train the backbone, too; with a small backbone that destroys the policy.
         value_warmup_iterations: iterations in which only the value head learns.
         entropy_coef: weight of the entropy bonus (mean nats per scored token).
-        kl_coef: weight of the KL to the reference policy (adapters off, or the weights at the start of training).
+        kl_coef: weight of the KL to the reference policy: the one that training started from.
         kl_kind: estimator of that KL, see `rl.kl`. As a loss k2 has the gradient of KL(policy || reference), k3 that of
             KL(reference || policy), and k1 none on average: use it to look, not to regularise.
         target_kl: stop updating on an iteration's data once approx_kl (at the ratio level) exceeds this; null: never.
@@ -139,8 +139,10 @@ class TrajectoryPPO(Objective):
 
     def prepare(self, policy: DVLAPolicy) -> None:
         policy.eval()  # dropout would score a path under another policy than the one that drew it
-        if self.kl_coef:
-            policy.keep_reference()
+
+    @property
+    def needs_reference(self) -> bool:
+        return bool(self.kl_coef)
 
     def begin_iteration(self, iteration: int) -> None:
         # A zero weight instead of frozen parameters: every parameter keeps a gradient, as ddp wants.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import shlex
@@ -15,7 +14,7 @@ import torch
 import dvla_lightning.envs.libero
 import dvla_lightning.envs.robotwin
 import dvla_lightning.envs.tabletop  # noqa: F401 - short class names resolve to what is imported
-from dvla_lightning.diffusion.sampler import Sampler
+from dvla_lightning.diffusion.sampler import SamplerOverrides
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.step_measurement import measure_schedule
@@ -40,7 +39,7 @@ def schedule(
     episodes_per_task: int = 1000,
     margin: float = 0.05,
     confidence: float = 0.95,
-    sampler: Sampler | None = None,
+    sampler: SamplerOverrides | None = None,
     seed: int = 0,
 ) -> None:
     """Chooses denoising steps K per task: the smallest K whose success is no worse than the best K's.
@@ -56,7 +55,8 @@ def schedule(
             success rate 0.75, correlation 0.2 of the outcomes on a state; at rate 0.9 in 7, 77 and 98 %).
         margin: accepted loss of success rate against the best K, between 0 and 1.
         confidence: of the one-sided test that the loss is not larger, between 0.5 and 1.
-        sampler: how tokens are drawn and committed; the schedule holds for it alone. None takes the policy's own.
+        sampler: how tokens are drawn and committed; the schedule holds for it alone. Fields that are not given are the
+            policy's own.
         seed: of initial states and policy draws.
 
     Raises:
@@ -68,7 +68,7 @@ def schedule(
     options |= {"num_steps": num_steps, "episodes_per_task": episodes_per_task, "margin": margin}
     options |= {"confidence": confidence, "seed": seed}
     if sampler is not None:
-        options["sampler"] = json.dumps(dataclasses.asdict(sampler))
+        options["sampler"] = json.dumps(sampler.given())
     command = shlex.join(["dvla", "schedule", *(word for name, x in options.items() for word in (f"--{name}", str(x)))])
     loaded = DVLAPolicy.from_pretrained(policy, sampler=sampler)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")

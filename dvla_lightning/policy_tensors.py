@@ -1,0 +1,71 @@
+"""The safetensors files of a policy directory: nothing goes in or comes out that is not finite or does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from dvla_lightning.errors import UserError
+
+
+def read_tensors(path: Path, own: Mapping[str, Tensor], what: str, buffers: Collection[str] = ()) -> dict[str, Tensor]:
+    """Reads a file whose tensors must be those of `own`.
+
+    Args:
+        path: the file.
+        own: names, shapes and dtypes that are wanted.
+        what: whose they are, for messages.
+        buffers: see `check_finite`.
+
+    Returns:
+        The tensors in the dtypes of `own`; another floating dtype is converted.
+
+    Raises:
+        UserError: if the file is missing or corrupt, or a tensor is missing, unknown, of another shape or kind, or not
+            finite.
+    """
+    try:
+        state = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}: copy the whole policy directory") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is corrupt ({error}): copy or save the policy again") from error
+    for name in sorted(own.keys() | state.keys()):
+        if name not in own or name not in state:
+            problem = "is missing" if name in own else "has no place there"
+        elif own[name].shape != state[name].shape:
+            problem = f"has the shape {list(state[name].shape)} instead of {list(own[name].shape)}"
+        elif own[name].is_floating_point() != state[name].is_floating_point():
+            problem = f"holds {state[name].dtype} instead of {own[name].dtype}"
+        else:
+            continue
+        raise UserError(f"{path} does not fit {what}: tensor {name!r} {problem}")
+    state = {name: value.to(own[name].dtype) for name, value in state.items()}
+    check_finite(state, f"{path} cannot be used", buffers)
+    return state
+
+
+def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors from any device."""
+    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+
+
+def check_finite(state: Mapping[str, Tensor], problem: str, buffers: Collection[str] = ()) -> None:
+    """Raises `UserError`, beginning with `problem`, for the first tensor that is not finite.
+
+    Args:
+        state: tensors by name.
+        problem: what cannot be done then.
+        buffers: names that may hold infinities (a network's mask of logits, say), but no NaN.
+    """
+    for name, value in state.items():
+        if not value.is_floating_point():
+            continue
+        wrong = value.isnan() if name in buffers else ~value.isfinite()
+        if bool(wrong.any()):
+            first = float(value[wrong][0])
+            raise UserError(f"{problem}: tensor {name!r} holds {first} in {int(wrong.sum())} of {value.numel()} places")
