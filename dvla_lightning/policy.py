@@ -158,9 +158,11 @@ class DVLAPolicy(nn.Module):
         self.num_action_steps = self.chunk_size if num_action_steps is None else num_action_steps
         if not 1 <= self.num_action_steps <= self.chunk_size:
             raise UserError(f"policy: num_action_steps must be in 1..{self.chunk_size}, got {num_action_steps}")
-        self.sampler = (
-            sampler.over(saved_sampler) if isinstance(sampler, SamplerOverrides) else sampler or saved_sampler
-        )
+        try:
+            is_whole = sampler is None or isinstance(sampler, Sampler)
+            self.sampler = sampler or saved_sampler if is_whole else sampler.over(saved_sampler)
+        except ValueError as error:
+            raise UserError(f"policy: {error}") from error
         self.is_fitted = pretrained is not None
         self.reference: dict[str, Tensor] | None = None
         if pretrained is not None:

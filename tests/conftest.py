@@ -71,23 +71,7 @@ def pytest_runtest_makereport(item):
 @pytest.fixture
 def tiny_policy():
     """An untrained policy for Tabletop; its actions are random but valid."""
-    import torch
-
-    from dvla_lightning.actions.tokenizer import UniformBins
-    from dvla_lightning.backbones import MiniBackbone
-    from dvla_lightning.policy import DVLAPolicy
+    from tests.small_policy import make_tiny_policy
 
     torch.manual_seed(0)
-    backbone = MiniBackbone(
-        ["top"], 32, 4, num_positions=8, vocab_size=8, dim=16, num_layers=1, num_heads=2, channels=8
-    )
-    policy = DVLAPolicy(
-        backbone=backbone,
-        action_tokenizer=UniformBins(8),
-        action_dim=2,
-        chunk_size=4,
-        normalization="identity",
-        value_hidden_dims=[8],
-    )
-    policy.is_fitted = True
-    return policy
+    return make_tiny_policy()

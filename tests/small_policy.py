@@ -59,3 +59,14 @@ def assert_same_behaviour(one, other, exact=True):
     assert torch.equal(a.path.tokens_BL, b.path.tokens_BL)
     for want, got in ((a.actions, b.actions), (a.values_B, b.values_B), (a.path.log_prob_BL, b.path.log_prob_BL)):
         torch.testing.assert_close(got, want, **close)
+
+
+def make_tiny_policy(**options):
+    """An untrained policy for Tabletop; its actions are random but valid."""
+    backbone = MiniBackbone(
+        ["top"], 32, 4, num_positions=8, vocab_size=8, dim=16, num_layers=1, num_heads=2, channels=8
+    )
+    parts = {"backbone": backbone, "action_tokenizer": UniformBins(8), "action_dim": 2, "chunk_size": 4}
+    policy = DVLAPolicy(**parts, normalization="identity", value_hidden_dims=[8], **options)
+    policy.is_fitted = True
+    return policy

@@ -38,7 +38,8 @@ MAY_IMPORT = {
 
 # Files that belong to a part without lying in its folder.
 SAME_PART = {
-    **dict.fromkeys(("policy_directory", "policy_config", "policy_adapters", "policy_tensors"), "policy"),
+    **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
+    **dict.fromkeys(("policy_adapters", "lora_options"), "policy"),
     "lightning_cli": "cli",
 }
 

@@ -124,7 +124,7 @@ REFUSED = {
     "no expression": ({"target_modules": "(qkv"}, r"'\(qkv' is no regular expression"),
     "excluded": (
         {"target_modules": ["qkv", "head"], "exclude_modules": ["head"]},
-        "'head' is left no module by exclude",
+        "'head' is left no module by the other",
     ),
     "saved whole": ({"target_modules": ["qkv", "head"], "modules_to_save": ["head"]}, "'head' is left no module"),
     "in no layer": (
@@ -150,6 +150,10 @@ REFUSED = {
     "layer": (
         {"target_modules": ["qkv"], "layers_to_transform": [0, 7], "layers_pattern": "layers"},
         "no target module lies in a layer 7",
+    ),
+    "layers of all": (
+        {"target_modules": None, "layers_to_transform": [0]},
+        "layers_to_transform chooses among target_modules",
     ),
     "parameters": (
         {"target_parameters": ["head.weight", "head.w"]},

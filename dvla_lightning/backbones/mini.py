@@ -90,6 +90,13 @@ class MiniBackbone(Backbone):
         text_buckets: int = 1024,
     ) -> None:
         super().__init__()
+        sizes = {"image_size": image_size, "proprioception_dim": proprioception_dim, "num_positions": num_positions}
+        sizes |= {"vocab_size": vocab_size, "dim": dim, "num_layers": num_layers, "num_heads": num_heads}
+        for name, size in {**sizes, "channels": channels, "text_buckets": text_buckets}.items():
+            if size < 1:
+                raise UserError(f"MiniBackbone: {name} must be at least 1, got {size}")
+        if not cameras or len(set(cameras)) < len(cameras):
+            raise UserError(f"MiniBackbone: cameras must be one or more different names, got {cameras}")
         if image_size % 16 or channels % 8 or dim % num_heads:
             raise UserError(
                 f"MiniBackbone: image_size ({image_size}) must be a multiple of 16, channels ({channels}) of 8, "
