@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from dvla_lightning.errors import UserError
+
+CHECKSUM = "crc32"
+"""Key in a file's metadata: CRC-32 of the bytes of all tensors, in the order of their names."""
 
 
 def read_tensors(path: Path, own: Mapping[str, Tensor], what: str, buffers: Collection[str] = ()) -> dict[str, Tensor]:
@@ -30,6 +35,10 @@ def read_tensors(path: Path, own: Mapping[str, Tensor], what: str, buffers: Coll
     """
     try:
         state = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            checksum = (file.metadata() or {}).get(CHECKSUM)  # a file of another program has none
+        if checksum is not None and checksum != _checksum(state):
+            raise UserError(f"{path} is corrupt (its checksum differs): copy or save the policy again")
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}: copy the whole policy directory") from None
     except (safetensors.SafetensorError, OSError) as error:
@@ -50,8 +59,16 @@ def read_tensors(path: Path, own: Mapping[str, Tensor], what: str, buffers: Coll
 
 
 def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Writes tensors from any device."""
-    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    """Writes tensors from any device, with a checksum of their bytes."""
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    safetensors.torch.save_file(state, path, {"format": "pt", CHECKSUM: _checksum(state)})
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(state):
+        value = zlib.crc32(state[name].contiguous().flatten().view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
 
 
 def check_finite(state: Mapping[str, Tensor], problem: str, buffers: Collection[str] = ()) -> None:

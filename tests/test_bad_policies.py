@@ -96,6 +96,11 @@ DAMAGE = {
         write("model.safetensors", lambda b: b[:8] + bytes(100) + b[108:]),
         "model.safetensors is corrupt",
     ),
+    "weights partly zeroed": (
+        write("model.safetensors", lambda b: b[:-5000] + bytes(100) + b[-4900:]),
+        "its checksum differs",
+    ),
+    "a bit of the adapter flipped": (write(ADAPTER, lambda b: b[:-1] + bytes([b[-1] ^ 1])), "its checksum differs"),
     "weights a pickle": (
         lambda d: torch.save({"a": torch.zeros(1)}, d / "model.safetensors"),
         "model.safetensors is corrupt",

@@ -174,6 +174,31 @@ def test_an_observation_that_is_not_finite_is_refused(policy, number):
         policy.act(observation, 4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"images": {"front": np.zeros((32, 32, 3), np.float32)}},
+            "images of uint8 in 0..255, camera 'front' gives float32",
+        ),
+        ({"images": {"front": np.zeros((32, 32, 3), np.uint16)}}, "gives uint16"),
+        ({"images": {"front": np.zeros((32, 16, 3), np.uint8)}}, r"gives shape \(32, 16, 3\)"),
+        ({"images": {"top": np.zeros((32, 32, 3), np.uint8)}}, "reads camera 'front'"),
+        ({"proprioception": np.zeros(4, np.float32)}, "reads 3 proprioception numbers, the environment gives 4"),
+        ({"proprioception": np.zeros((3, 1), np.float32)}, r"gives shape \(3, 1\)"),
+        ({"instruction": b"push"}, "reads an instruction as text, got bytes"),
+        ({"instruction": ["push"]}, "reads an instruction as text, got list"),
+    ],
+    ids=str,
+)
+def test_an_observation_that_does_not_fit_is_refused(policy, changes, message):
+    with pytest.raises(UserError, match=message):
+        policy.act({**make_observations(1)[0], **changes}, 4)
+    for part in changes:
+        with pytest.raises(UserError, match=f"reads {part}, which the observation does not have"):
+            policy.act({name: x for name, x in make_observations(1)[0].items() if name != part}, 4)
+
+
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_network_that_is_not_finite_does_not_act(greedy):
     """Tokens, and actions with them, come out finite even where every probability is NaN."""

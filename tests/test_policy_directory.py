@@ -94,7 +94,7 @@ def test_interrupted_save_leaves_the_old_directory_as_it_was(directory, monkeypa
     before = contents(directory)
     other = make_policy(seed=7)
 
-    def fail(state, path):
+    def fail(state, path, metadata):
         if function == "half-way":
             path.write_bytes(b"half of the weights")
         raise error

@@ -41,6 +41,31 @@ def test_python_runs(monkeypatch):
         assert scope["actions"].shape == (4, 2) and scope["info"]["num_env_steps"] > 0
 
 
+def test_the_control_loop_draws_anew_at_every_decision_and_its_episode_comes_out_again(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    from dvla_lightning.policy import DVLAPolicy
+
+    decide, episodes = DVLAPolicy.decide, []
+
+    def and_note(self, observations, num_steps, seeds):
+        episodes[-1].append(tuple(seeds))
+        return decide(self, observations, num_steps, seeds)
+
+    monkeypatch.setattr(DVLAPolicy, "decide", and_note)
+    block = next(block for language, block in BLOCKS if language == "python" and ".act(" in block)
+    for _ in range(2):
+        episodes.append([])
+        exec(block, {})
+    assert len(episodes[0]) > 3 and len(set(episodes[0])) == len(episodes[0])
+    assert episodes[0] == episodes[1]
+
+
+@pytest.mark.parametrize("card", ["checkpoints/README.md", "checkpoints/tabletop-sft/README.md"])
+def test_cards_show_the_call_without_a_fixed_seed(card):
+    text = (ROOT / card).read_text()
+    assert "policy.act(observation, num_steps=4)" in text and "torch.manual_seed(0)" in text
+
+
 def test_make_targets_exist():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test", "lint", "libero"} <= set(targets)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from peft import LoraConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dvla_lightning.cli import main
@@ -26,6 +27,7 @@ from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.tools.collect import collect
+from tests.small_policy import disturb, make_tiny_policy
 
 ROOT = Path(__file__).parents[1]
 SMALL_RL = {
@@ -189,6 +191,52 @@ def test_lora_trains_adapters_alone_against_the_reference(rl, policy_dir, tmp_pa
     assert scalars(run, "train/reference_kl")[-1] > 0
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert not any("base_layer.weight" in name for name in saved)
+
+
+@pytest.mark.parametrize("adapter", ["saved", "random"])
+def test_the_reference_is_where_training_started_and_a_resumed_run_keeps_it(adapter, rl, tiny_policy, tmp_path):
+    """Without a learning rate the KL is 0 to the bit; a run that took its reference anew would learn other weights."""
+    rl = {**rl, "model.objective.kl_coef": 1.0, "data.num_eval_episodes": 0, "data.episodes_per_iteration": 5}
+    if adapter == "saved":
+        adapted = make_tiny_policy(lora=LoraConfig(r=2))
+        disturb(adapted)
+        adapted.save_pretrained(tmp_path / "adapted")
+        rl["model.policy.pretrained"] = tmp_path / "adapted"
+    else:
+        rl |= {"model.policy.lora.r": 2, "model.policy.lora.init_lora_weights": "false"}
+    still = {"trainer.default_root_dir": tmp_path / "still", "model.optimizer.lr": 0, "trainer.max_epochs": 1}
+    main(arguments("fit", "rl.yaml", {**rl, **still}))
+    assert scalars(tmp_path / "still", "train/reference_kl") == [0.0]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": whole}))
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": halved, "trainer.max_epochs": 1}))
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": halved, "ckpt_path": "last"}))
+    expected, resumed = weights(whole), weights(halved)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert scalars(whole, "train/reference_kl")[1] > 1e-4
+
+
+def test_a_run_without_reference_is_not_resumed_with_one(rl, tmp_path, capsys):
+    run = {**rl, "trainer.default_root_dir": tmp_path / "run", "data.num_eval_episodes": 0}
+    main(arguments("fit", "rl.yaml", {**run, "trainer.max_epochs": 1}))
+    with pytest.raises(SystemExit):
+        main(arguments("fit", "rl.yaml", {**run, "ckpt_path": "last", "model.objective.kl_coef": 0.1}))
+    assert "last.ckpt holds no reference policy" in capsys.readouterr().err
+    before = (tmp_path / "run/policy/model.safetensors").read_bytes()
+    main(
+        arguments(
+            "validate",
+            "rl.yaml",
+            {
+                **run,
+                "ckpt_path": "last",
+                "data.num_eval_episodes": 5,
+                "model.objective.kl_coef": 0.1,
+                "trainer.max_epochs": 1,
+            },
+        )
+    )
+    assert (tmp_path / "run/policy/model.safetensors").read_bytes() == before
 
 
 STEPS = dict(zip(Tabletop.tasks, (1, 2, 4, 1, 8), strict=True))

@@ -134,6 +134,11 @@ class MiniBackbone(Backbone):
         }
 
     def _check(self, observation: Observation) -> None:
+        for part in ("images", "proprioception", "instruction"):
+            if part not in observation:
+                raise UserError(f"the policy reads {part}, which the observation does not have")
+        if not isinstance(observation["instruction"], str):
+            raise UserError(f"the policy reads an instruction as text, got {type(observation['instruction']).__name__}")
         missing = [camera for camera in self.cameras if camera not in observation["images"]]
         if missing:
             raise UserError(
@@ -141,16 +146,19 @@ class MiniBackbone(Backbone):
                 "use the environment options the policy was trained with"
             )
         for camera in self.cameras:
-            shape = observation["images"][camera].shape
+            shape, dtype = observation["images"][camera].shape, observation["images"][camera].dtype
+            if dtype != np.uint8:
+                raise UserError(f"the policy reads images of uint8 in 0..255, camera {camera!r} gives {dtype}")
             if shape != (self.image_size, self.image_size, 3):
                 raise UserError(
                     f"the policy reads {self.image_size} x {self.image_size} RGB images, the environment gives shape "
                     f"{tuple(shape)}: set image_size: {self.image_size} on the environment"
                 )
-        found = len(observation["proprioception"])
-        if found != self.proprioception_dim:
+        found = np.shape(observation["proprioception"])
+        if found != (self.proprioception_dim,):
             raise UserError(
-                f"the policy reads {self.proprioception_dim} proprioception numbers, the environment gives {found}"
+                f"the policy reads {self.proprioception_dim} proprioception numbers, the environment gives "
+                f"{found[0] if len(found) == 1 else f'shape {found}'}"
             )
 
     def encode(self, prompt: Prompt) -> PromptCache:

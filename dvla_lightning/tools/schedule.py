@@ -41,6 +41,7 @@ def schedule(
     confidence: float = 0.95,
     sampler: SamplerOverrides | None = None,
     seed: int = 0,
+    trusted_modules: list[str] = [],  # noqa: B006
 ) -> None:
     """Chooses denoising steps K per task: the smallest K whose success is no worse than the best K's.
 
@@ -58,6 +59,7 @@ def schedule(
         sampler: how tokens are drawn and committed; the schedule holds for it alone. Fields that are not given are the
             policy's own.
         seed: of initial states and policy draws.
+        trusted_modules: modules of yours that may be imported because the policy names a class in them.
 
     Raises:
         UserError: for arguments that do not fit, or if no episode of a task could be run.
@@ -69,8 +71,10 @@ def schedule(
     options |= {"confidence": confidence, "seed": seed}
     if sampler is not None:
         options["sampler"] = json.dumps(sampler.given())
+    if trusted_modules:
+        options["trusted_modules"] = trusted_modules
     command = shlex.join(["dvla", "schedule", *(word for name, x in options.items() for word in (f"--{name}", str(x)))])
-    loaded = DVLAPolicy.from_pretrained(policy, sampler=sampler)
+    loaded = DVLAPolicy.from_pretrained(policy, sampler=sampler, trusted_modules=trusted_modules)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         measured = measure_schedule(loaded, collector, names, num_steps, episodes_per_task, seed, margin, confidence)
