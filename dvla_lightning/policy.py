@@ -232,8 +232,14 @@ class DVLAPolicy(nn.Module):
     # -- acting ------------------------------------------------------------------------------------------------------
 
     def make_prompt(self, observations: Sequence[Observation]) -> Prompt:
-        """Observations -> prompt tensors on the policy's device, proprioception normalised."""
-        prompt = {name: value.to(self.device) for name, value in self.backbone.prompt(observations).items()}
+        """Observations -> prompt tensors on the policy's device, proprioception normalised.
+
+        Raises:
+            UserError: if an observation does not fit the policy or holds a number that is not finite.
+        """
+        raw = self.backbone.prompt(observations)
+        _check_finite(raw, "the observation holds numbers that are not finite: {}")
+        prompt = {name: value.to(self.device) for name, value in raw.items()}
         prompt["proprioception"] = self.proprioception_normalizer.normalize(prompt["proprioception"])
         return prompt
 
@@ -273,7 +279,6 @@ class DVLAPolicy(nn.Module):
         if not len(observations) == len(num_steps) == len(seeds):
             raise ValueError(f"{len(observations)} observations, {len(num_steps)} num_steps, {len(seeds)} seeds")
         prompt = self.make_prompt(observations)
-        _check_finite(prompt, "the observation holds numbers that are not finite: {}")
         context = self.backbone.encode(prompt)
         first_hidden: list[Tensor] = []
 

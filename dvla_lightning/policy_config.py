@@ -133,7 +133,7 @@ def _class(description: dict[str, Any], base: type, where: str, trusted_modules:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(f"{where} names {class_path!r}, whose module cannot be imported ({error})") from error
-    for known in _subclasses(base):
+    for known in reversed([*_subclasses(base)]):  # a notebook may have defined a class again: its last definition
         if f"{known.__module__}.{known.__qualname__}" == class_path:
             return known
     hint = "" if is_trusted or not module else f"; if it is yours, name its module in trusted_modules: [{module}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -94,14 +95,14 @@ def save(policy: DVLAPolicy, path: Path, card: str) -> None:
         _settle(partial)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
-            path.rename(
-                old
-            )  # not removed before the new one is in place: deleting takes time in which we may be killed
+            # Not removed before the new one is in place: deleting takes time in which we may be killed.
+            path.rename(old)
         partial.rename(path)
     except (OSError, safetensors.SafetensorError, TypeError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
+        with contextlib.suppress(OSError):
+            if old.exists() and not path.exists():
+                old.rename(path)
         raise UserError(f"the policy could not be saved to {path}: {error}") from error
     shutil.rmtree(old, ignore_errors=True)
 

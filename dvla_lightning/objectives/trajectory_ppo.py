@@ -62,7 +62,8 @@ class TrajectoryPPO(Objective):
         value_gradient: let the value loss train the backbone, too; with a small backbone that destroys the policy.
         value_warmup_iterations: iterations in which only the value head learns.
         entropy_coef: weight of the entropy bonus (mean nats per scored token).
-        kl_coef: weight of the KL to the reference policy: the one that training started from.
+        kl_coef: weight of the KL to the reference policy: the one that training started from. What is trained is kept
+            twice then, in checkpoints, too.
         kl_kind: estimator of that KL, see `rl.kl`. As a loss k2 has the gradient of KL(policy || reference), k3 that of
             KL(reference || policy), and k1 none on average: use it to look, not to regularise.
         target_kl: stop updating on an iteration's data once approx_kl (at the ratio level) exceeds this; null: never.
