@@ -396,6 +396,26 @@ def test_sampler_fields_that_are_given_replace_the_saved_ones_and_the_others_sta
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("selection_temperature", float("nan")),
+        ("greedy", "false"),
+        ("confidence", "maximum"),
+        ("schedule", "cos"),
+        ("remask_drop", float("nan")),
+    ],
+)
+def test_a_sampler_of_nonsense_is_refused(policy, tmp_path, field, value):
+    with pytest.raises(ValueError, match=f"sampler.*{field}"):
+        Sampler(**{field: value})
+    policy.save_pretrained(tmp_path / "policy")
+    with pytest.raises(UserError, match=f"policy: sampler.*{field}"):
+        DVLAPolicy.from_pretrained(tmp_path / "policy", sampler=SamplerOverrides(**{field: value}))
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"normalization": "quantile"},

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 
 from dvla_lightning.errors import UserError
 from dvla_lightning.policy import DVLAPolicy
@@ -66,6 +67,20 @@ def test_a_new_adapter_starts_from_the_merged_old_one(tmp_path, options):
     disturb(continued, seed=9)
     continued.save_pretrained(tmp_path / "next")
     assert_same_behaviour(continued, DVLAPolicy.from_pretrained(tmp_path / "next"))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_pefts_own_loader_finds_the_same_policy(tmp_path, options):
+    """The files are peft's format: its loader on the saved base weights is an oracle for ours."""
+    policy = make_policy(lora=lora(**options))
+    disturb(policy)
+    policy.save_pretrained(tmp_path / "policy")
+    (tmp_path / "policy" / "adapter").rename(tmp_path / "adapter")
+    config = tmp_path / "policy" / "config.json"
+    config.write_text(config.read_text().replace('"adapter": true', '"adapter": false'))
+    base = DVLAPolicy.from_pretrained(tmp_path / "policy")
+    base.backbone = PeftModel.from_pretrained(base.backbone, str(tmp_path / "adapter"))
+    assert_same_behaviour(policy, base)
 
 
 @pytest.mark.parametrize("init", [True, "pissa", "olora", "pissa_niter_4"])
