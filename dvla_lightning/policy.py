@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,12 +36,14 @@ class Decisions:
         prompt: what the backbone read.
         path: how the chunk was decoded.
         values_B: float32, the value head's estimate of the return.
+        outside_B: float32 on the CPU, share of each proprioception vector beyond the range of the training data.
     """
 
     actions: Tensor
     prompt: Prompt
     path: DenoisingPath
     values_B: Tensor
+    outside_B: Tensor
 
 
 class Scores(NamedTuple):
@@ -260,7 +263,13 @@ class DVLAPolicy(nn.Module):
 
         path = self.sampler.sample(denoise, self.num_positions, self.mask_id, num_steps, seeds)
         values_B = self._value(first_hidden[0])
-        return Decisions(self.decode(path.tokens_BL)[:, : self.num_action_steps], prompt, path, values_B)
+        actions = self.decode(path.tokens_BL)[:, : self.num_action_steps]
+        return Decisions(actions, prompt, path, values_B, self._outside(observations))
+
+    def _outside(self, observations: Sequence[Observation]) -> Tensor:
+        """(B,) float32 on the CPU: see `Decisions.outside_B`."""
+        proprioception_BD = torch.from_numpy(np.stack([seen["proprioception"] for seen in observations]))
+        return self.proprioception_normalizer.outside(proprioception_BD.to(self.device)).float().mean(-1).cpu()
 
     @torch.no_grad()
     def estimate_values(self, observations: Sequence[Observation]) -> Tensor:

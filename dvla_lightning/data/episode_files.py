@@ -14,10 +14,11 @@ This file reads; `demonstration_writer.py` writes, and `demonstration_checks.py`
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,18 @@ def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]
                 f"{rows[0]['file']} of size {sizes[0]}: keep episodes of one size"
             )
     return header, demonstrations
+
+
+def num_copies(demonstrations: Sequence[Demonstration]) -> int:
+    """How many demonstrations have the content of an earlier one: scenes that repeat, or files that were copied."""
+    return len(demonstrations) - len({_digest(demonstration) for demonstration in demonstrations})
+
+
+def _digest(demonstration: Demonstration) -> bytes:
+    digest = hashlib.blake2b(demonstration.instruction.encode())
+    for array in (demonstration.actions, demonstration.proprioception, *demonstration.images.values()):
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()
 
 
 def read_header(file: Path) -> dict[str, Any]:
