@@ -151,7 +151,9 @@ def _is_environment(value: Any) -> bool:
 
 def _is_file(value: Any) -> bool:
     """A name without a folder: what is outside the data set's own is nobody's to name."""
-    return value is None or (_is_text(value) and PurePath(value).name == value and not {"\\", "\0"} & set(value))
+    if value is None:
+        return True
+    return _is_text(value) and PurePath(value).name == value != ".." and not {"\\", "\0"} & set(value)
 
 
 _COUNT = (_is_count, "a whole number from 0")

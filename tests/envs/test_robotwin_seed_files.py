@@ -1,4 +1,4 @@
-"""Lists of seeds, RoboTwin's wordings and the cache of verdicts: what is wrong is said in one sentence, with its place."""
+"""Lists of seeds, RoboTwin's wordings and the cache of verdicts: what is wrong is named with its place."""
 
 import json
 from types import SimpleNamespace
@@ -119,7 +119,9 @@ def test_a_scene_is_described(describe):
     ],
 )
 def test_bad_wordings_are_named(content, info, sentence, describe, tmp_path):
-    fill = lambda text: text.replace("{a}", INFO["{a}"]) if isinstance(text, str) else 1 / len(text)
+    def fill(text):
+        return text.replace("{a}", INFO["{a}"]) if isinstance(text, str) else 1 / len(text)
+
     with pytest.raises(UserError) as found:
         describe(content, info, fill)
     assert sentence in str(found.value) and f"{TASK}.json" in str(found.value)
@@ -131,5 +133,5 @@ def test_a_damaged_cache_of_verdicts_is_named(content, tmp_path):
     book = SeedBook(tmp_path, TASK, {"split": "heldout"})
     book.path.write_text(content)
     for use in (book.read, lambda: book.begin(7)):
-        with pytest.raises(UserError, match="is damaged .*: delete it; its seeds are checked anew"):
+        with pytest.raises(UserError, match=r"is damaged .*: delete it; its seeds are checked anew"):
             use()
