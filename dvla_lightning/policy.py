@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,12 +39,14 @@ class Decisions:
         prompt: what the backbone read.
         path: how the chunk was decoded.
         values_B: float32, the value head's estimate of the return.
+        outside_B: float32 on the CPU, share of each proprioception vector beyond the range of the training data.
     """
 
     actions: Tensor
     prompt: Prompt
     path: DenoisingPath
     values_B: Tensor
+    outside_B: Tensor
 
 
 class Scores(NamedTuple):
@@ -290,11 +293,16 @@ class DVLAPolicy(nn.Module):
 
         path = self.sampler.sample(denoise, self.num_positions, self.mask_id, num_steps, seeds)
         actions = self.decode(path.tokens_BL)[:, : self.num_action_steps]
-        decisions = Decisions(actions, prompt, path, self._value(first_hidden[0]))
+        decisions = Decisions(actions, prompt, path, self._value(first_hidden[0]), self._outside(observations))
         # Tokens are drawn even from NaN, so actions alone would not tell.
         outputs = {"log-probabilities": path.log_prob_BL, "values": decisions.values_B, "actions": actions}
         _check_finite(outputs, NOT_FINITE)
         return decisions
+
+    def _outside(self, observations: Sequence[Observation]) -> Tensor:
+        """(B,) float32 on the CPU: see `Decisions.outside_B`."""
+        proprioception_BD = torch.from_numpy(np.stack([seen["proprioception"] for seen in observations]))
+        return self.proprioception_normalizer.outside(proprioception_BD.to(self.device)).float().mean(-1).cpu()
 
     @torch.no_grad()
     def estimate_values(self, observations: Sequence[Observation]) -> Tensor:

@@ -140,6 +140,7 @@ def test_rl_logs_what_the_field_greps_for_and_its_ratio_starts_at_one(rl, tmp_pa
     for tag in [
         "rollout/success_rate",
         "rollout/episode_return",
+        "rollout/proprioception_outside",
         "rollout/episode_length",
         "train/policy_loss",
         "train/value_loss",

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dvla_lightning.actions.statistics import StatisticsModule, check_samples
@@ -122,9 +122,15 @@ class UniformBins(ActionTokenizer):
         return tokens.float() / (self.num_bins - 1) * 2.0 - 1.0
 
 
-class QuantileBins(ActionTokenizer):
-    """Bins that hold equally many samples of the data, per dimension: fine where the robot often moves.
+# Share of the bins that is spread evenly over the range of the data. Without it the rare rows of a joint that is mostly
+# idle would share a bin with its noise, and decode to something in between.
+EVEN_SHARE = 0.25
 
+
+class QuantileBins(ActionTokenizer):
+    """Bins that hold about equally many samples of the data, per dimension: fine where the robot often moves.
+
+    None holds more than 4/3 of an equal share (unless one value alone does), and none is wider than 4 of V even bins.
     A token decodes to the mean of its bin's samples. A value that is very frequent (a gripper that is open or closed)
     fills several bins; it is encoded by one of them and decodes exactly; the others, empty, decode to their middle.
 
@@ -157,7 +163,7 @@ class QuantileBins(ActionTokenizer):
         return {"num_bins": self.num_bins, "action_dim": self.action_dim}
 
     def fit(self, samples_N_D: ArrayLike | Tensor) -> Self:
-        """Takes edges and centres from data; quantiles by linear interpolation in float64.
+        """Takes edges and centres from data: quantiles of the data, mixed with evenly spread values.
 
         Args:
             samples_N_D: (N, D) normalised actions; values beyond [-1, 1] are clipped as in `encode`.
@@ -170,8 +176,7 @@ class QuantileBins(ActionTokenizer):
         """
         # through float32 first: bins must be counted with the numbers that encode() will see
         samples = check_samples(samples_N_D, self.action_dim, "QuantileBins").astype(np.float32).clip(-1.0, 1.0)
-        quantiles = np.quantile(samples.astype(np.float64), np.linspace(0, 1, self.num_bins + 1), axis=0).T
-        bounds = np.ascontiguousarray(quantiles.astype(np.float32))
+        bounds = np.stack([_bounds(column, self.num_bins) for column in samples.T.astype(np.float64)])
         self.edges.copy_(torch.from_numpy(bounds[:, 1:-1]))
         tokens = self._encode(torch.from_numpy(samples).to(self.edges.device)).cpu().numpy()
         for d in range(self.action_dim):
@@ -200,3 +205,13 @@ class QuantileBins(ActionTokenizer):
     def _check_fitted(self) -> None:
         if bool(self.edges.isnan().any()):
             raise UserError("QuantileBins has no edges yet: call fit() or load a state dict that has them")
+
+
+def _bounds(samples_N: NDArray[np.float64], num_bins: int) -> NDArray[np.float32]:
+    """(V + 1,) ascending bounds of the bins of one dimension; quantiles are interpolated linearly."""
+    ordered = np.sort(samples_N)
+    rank = np.linspace(0.0, 1.0, len(ordered))
+    span = ordered[-1] - ordered[0]
+    if span > 0:
+        rank = (1 - EVEN_SHARE) * rank + EVEN_SHARE * (ordered - ordered[0]) / span
+    return np.interp(np.linspace(0.0, 1.0, num_bins + 1), rank, ordered).astype(np.float32)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dvla_lightning.backbones.attention import attend_to_prompt_and_view
 from dvla_lightning.backbones.base import Backbone, Prompt
-from dvla_lightning.backbones.vision import ImageEncoder, InstructionEncoder, hashed_text_ids
+from dvla_lightning.backbones.vision import MAX_TEXT_IDS, ImageEncoder, InstructionEncoder, hashed_text_ids
 from dvla_lightning.envs.base import Observation
 from dvla_lightning.errors import UserError
 
@@ -68,7 +68,8 @@ class MiniBackbone(Backbone):
         num_layers: transformer layers.
         num_heads: attention heads; divides `dim`.
         channels: width of the image feature maps, a multiple of 8.
-        text_buckets: hash buckets for the words of the instruction.
+        text_buckets: hash buckets for the words of the instruction, at least 2.
+        text_length: hashes that are read of an instruction, two per word (the word, and the word with its place).
 
     Raises:
         UserError: if the sizes do not fit together.
@@ -88,6 +89,7 @@ class MiniBackbone(Backbone):
         num_heads: int = 4,
         channels: int = 32,
         text_buckets: int = 1024,
+        text_length: int = MAX_TEXT_IDS,
     ) -> None:
         super().__init__()
         sizes = {"image_size": image_size, "proprioception_dim": proprioception_dim, "num_positions": num_positions}
@@ -102,7 +104,13 @@ class MiniBackbone(Backbone):
                 f"MiniBackbone: image_size ({image_size}) must be a multiple of 16, channels ({channels}) of 8, "
                 f"and dim ({dim}) of num_heads ({num_heads})"
             )
+        if text_buckets < 2 or text_length < 1:
+            raise UserError(
+                f"MiniBackbone: text_buckets must be at least 2 and text_length at least 1, got {text_buckets} and "
+                f"{text_length}"
+            )
         self.cameras = list(cameras)
+        self.text_length = text_length
         self.image_size, self.proprioception_dim, self.text_buckets = image_size, proprioception_dim, text_buckets
         self.num_positions, self.vocab_size, self.hidden_dim = num_positions, vocab_size, dim
         self.num_layers, self.num_heads, self.channels = num_layers, num_heads, channels
@@ -118,14 +126,14 @@ class MiniBackbone(Backbone):
     @property
     def init_args(self) -> dict[str, Any]:
         names = ("cameras", "image_size", "proprioception_dim", "num_positions", "vocab_size", "num_layers")
-        args = {name: getattr(self, name) for name in (*names, "num_heads", "channels", "text_buckets")}
+        args = {name: getattr(self, name) for name in (*names, "num_heads", "channels", "text_buckets", "text_length")}
         return {**args, "dim": self.hidden_dim}
 
     def prompt(self, observations: Sequence[Observation]) -> Prompt:
         for observation in observations:
             self._check(observation)
         pixels = np.stack([[obs["images"][camera] for camera in self.cameras] for obs in observations])
-        text = [hashed_text_ids(obs["instruction"], self.text_buckets) for obs in observations]
+        text = [hashed_text_ids(obs["instruction"], self.text_buckets, self.text_length) for obs in observations]
         proprioception = np.stack([obs["proprioception"] for obs in observations])
         return {
             "pixels": torch.from_numpy(pixels),  # (B, cameras, H, W, 3) uint8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 import zlib
 from functools import lru_cache
 
@@ -12,16 +14,27 @@ MAX_TEXT_IDS = 64
 
 
 @lru_cache(maxsize=4096)
-def hashed_text_ids(sentence: str, num_buckets: int) -> tuple[int, ...]:
-    """Words, and words with their place, of a sentence, hashed into 1..num_buckets-1; 0 pads to `MAX_TEXT_IDS`.
+def hashed_text_ids(sentence: str, num_buckets: int, length: int = MAX_TEXT_IDS) -> tuple[int, ...]:
+    """Words, and words with their place, of a sentence, hashed into 1..num_buckets-1; 0 pads to `length`.
 
     The hashing trick (Weinberger et al., arXiv 0902.2206) needs no vocabulary file. The plain words carry over between
     sentences; the placed ones tell "the red block, then the blue block" from its reverse, which word pairs would not.
+    A sentence of more than length / 2 words is not read to its end: first the places of its last words go, then they
+    themselves; a warning says so once per sentence.
     """
-    words = "".join(c if c.isalnum() else " " for c in sentence.lower()).split()
+    # One form of letters with accents: a combining accent would part the word.
+    letters = unicodedata.normalize("NFC", sentence).lower()
+    words = "".join(c if c.isalnum() else " " for c in letters).split()
     placed = [f"{place}:{word}" for place, word in enumerate(words)]
-    ids = [1 + zlib.crc32(text.encode()) % (num_buckets - 1) for text in [*words, *placed]][:MAX_TEXT_IDS]
-    return (*ids, *[0] * (MAX_TEXT_IDS - len(ids)))
+    if 2 * len(words) > length:
+        warnings.warn(
+            f"MiniBackbone reads {min(len(words), length)} of the {len(words)} words of the instruction "
+            f"{sentence[:60]!r}..., and the places of {max(0, length - len(words))}: a policy with text_length "
+            f"{2 * len(words)} reads them all",
+            stacklevel=2,
+        )
+    ids = [1 + zlib.crc32(text.encode()) % (num_buckets - 1) for text in [*words, *placed]][:length]
+    return (*ids, *[0] * (length - len(ids)))
 
 
 class InstructionEncoder(nn.Module):

@@ -113,6 +113,7 @@ def _gather_decisions(refs: Sequence[DecisionRef]) -> Decisions:
         prompt,
         path,
         torch.cat([batch.values_B for batch in batches])[rows],
+        torch.cat([batch.outside_B for batch in batches])[rows.cpu()],
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dvla_lightning.data.episode_files import Demonstration, load_demonstrations
+from dvla_lightning.data.clipping import clipping_report
+from dvla_lightning.data.episode_files import Demonstration, load_demonstrations, num_copies
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.data.seeding import rank_seed, seed_everything
 from dvla_lightning.errors import UserError
@@ -81,6 +83,8 @@ class DemonstrationDataModule(EvaluationDataModule):
         eval_shard: str | None = None,
         seed: int = 0,
     ) -> None:
+        if batch_size < 1:
+            raise UserError(f"data: batch_size must be at least 1, got {batch_size}")
         super().__init__(
             collector,
             tasks,
@@ -107,7 +111,38 @@ class DemonstrationDataModule(EvaluationDataModule):
         """The content of dataset.json, and the episodes."""
         if self._loaded is None:
             self._loaded = load_demonstrations(self.path)
+            if copies := num_copies(self._loaded[1]):
+                rank_zero_warn(
+                    f"{copies} of the {len(self._loaded[1])} demonstrations in {self.path} are copies of others"
+                )
         return self._loaded
+
+    def setup(self, stage: str) -> None:
+        """Complains about data that do not fit, before anything else is done with them.
+
+        Raises:
+            UserError: if the data set is damaged, or of another robot or other cameras than the policy or the
+                environment of the evaluation.
+        """
+        if stage != "fit":
+            return
+        header, demonstrations = self._load()
+        policy: DVLAPolicy = self.trainer.lightning_module.policy
+        self._check_same("action_dim", header["action_dim"], policy.action_dim, "the policy")
+        try:
+            policy.backbone.prompt([demonstrations[0].observation(0)])
+        except UserError as error:
+            raise UserError(f"{self.path} does not fit the policy: {error}") from error
+        if self.collector is not None:
+            environment = self.collector.environment
+            name = f"{type(environment).__name__}, the environment of the evaluation,"
+            for key in ("action_dim", "proprioception_dim"):
+                self._check_same(key, header[key], getattr(environment, key), name)
+            self._check_same("cameras", sorted(header["cameras"]), sorted(environment.cameras), name)
+
+    def _check_same(self, key: str, own: Any, other: Any, whose: str) -> None:
+        if own != other:
+            raise UserError(f"{self.path} has {key} {own}, {whose} has {other}: choose what belongs together")
 
     def training_remark(self) -> str | None:
         header, _ = self._load()
@@ -121,9 +156,8 @@ class DemonstrationDataModule(EvaluationDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of chunks."""
         policy = self.trainer.lightning_module.policy
-        found = self.demonstrations[0].actions.shape[1]
-        if found != policy.action_dim:
-            raise UserError(f"{self.path} has actions of {found} dimensions, the policy's have {policy.action_dim}")
+        if report := clipping_report(policy, *self.statistics_data()):
+            rank_zero_info(report)
         dataset = ChunkDataset(self.demonstrations, policy)
         return DataLoader(
             dataset, self.batch_size, sampler=_EpochShuffle(len(dataset), self), collate_fn=_already_a_batch

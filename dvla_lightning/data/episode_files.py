@@ -7,25 +7,36 @@ episodes.jsonl one line per episode that was tried: number, task, initial_state,
 episode_*.npz  actions (T, action_dim) float32; observed_at (N,) int64, the control step before which each observation
                was made; proprioception (N, proprioception_dim) float32; image_<camera> (N, H, W, 3) uint8;
                instruction; task
+
+This file reads; `demonstration_writer.py` writes, and `demonstration_checks.py` says what is accepted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dvla_lightning.envs.base import Environment, Observation
+from dvla_lightning.data.demonstration_checks import (
+    FORMAT_VERSION,
+    array_names,
+    check_content,
+    check_header,
+    check_layout,
+    check_log,
+    check_row,
+)
+from dvla_lightning.envs.base import Observation
 from dvla_lightning.errors import UserError
-from dvla_lightning.rollout.episode import Episode
-
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -57,140 +68,134 @@ class Demonstration:
         }
 
 
-class DemonstrationWriter:
-    """Adds episodes to a directory; what is there already is kept, so an interrupted collection continues.
-
-    Args:
-        path: the directory; made if missing.
-        environment: what the episodes come from.
-        observe_every: control steps between observations.
-        expert_noise: of the expert that makes them.
-
-    Raises:
-        UserError: if the directory holds demonstrations made with other settings.
-    """
-
-    def __init__(self, path: Path, environment: Environment, observe_every: int, expert_noise: float) -> None:
-        self.path = path
-        header = {
-            "format_version": FORMAT_VERSION,
-            "environment": dict(environment.identity()),
-            "cameras": list(environment.cameras),
-            "action_dim": environment.action_dim,
-            "proprioception_dim": environment.proprioception_dim,
-            "observe_every": observe_every,
-            "expert_noise": expert_noise,
-        }
-        header = json.loads(json.dumps(header))  # tuples become lists, as they will when read back
-        path.mkdir(parents=True, exist_ok=True)
-        file = path / "dataset.json"
-        if not file.exists():
-            file.write_text(json.dumps(header, indent=2) + "\n")
-        elif (found := _read_header(file)) != header:
-            different = [key for key in header if found.get(key) != header[key]]
-            raise UserError(f"{path} holds demonstrations with another {different[0]}: choose a new directory")
-        self.rows = _read_log(path / "episodes.jsonl")
-
-    def add(self, episode: Episode) -> None:
-        """Writes an episode with all its observations; failed ones and errors are only counted."""
-        number = len(self.rows)
-        name = f"episode_{number:06d}.npz" if episode.success else None
-        if name:
-            _write_npz(self.path / name, episode)
-        spec = episode.spec
-        row = {
-            "number": number,
-            "task": spec.task,
-            "initial_state": spec.initial_state,
-            "seed": spec.seed,
-            "attempt": spec.expert_attempt,
-            "success": episode.success,
-            "num_env_steps": episode.num_env_steps,
-            "seconds": round(episode.seconds, 3),
-            "error": episode.error,
-            "file": name,
-        }
-        self.rows.append(row)
-        with (self.path / "episodes.jsonl").open("a") as log:
-            log.write(json.dumps(row) + "\n")
-
-
-def _write_npz(path: Path, episode: Episode) -> None:
-    # The last observation is nobody's input: the episode is over.
-    observations = [transition.observation for transition in episode.transitions[:-1]]
-    chunks = [transition.actions for transition in episode.transitions[1:]]
-    arrays: dict[str, Any] = {
-        "actions": np.concatenate(chunks).astype(np.float32),
-        "observed_at": np.cumsum([0, *[len(chunk) for chunk in chunks[:-1]]]),
-        "proprioception": np.stack([observation["proprioception"] for observation in observations]),
-        "instruction": np.array(observations[0]["instruction"]),
-        "task": np.array(episode.spec.task),
-    }
-    for camera in observations[0]["images"]:
-        arrays[f"image_{camera}"] = np.stack([observation["images"][camera] for observation in observations])
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.rename(path)
-
-
 def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]]:
     """Reads a directory of demonstrations.
 
     Returns:
-        The content of dataset.json, and the episodes in the order of their numbers.
+        The content of dataset.json, and the episodes by task, initial state and attempt: the order in which they came
+        in depends on the number of workers, and what is trained on them must not.
 
     Raises:
-        UserError: if the directory is missing, empty, of another format version, or a file is damaged.
+        UserError: if the directory is missing, empty or of another format version, or a file is damaged, missing, or
+            holds what is no demonstration.
     """
-    header_file = path / "dataset.json"
-    if not header_file.exists():
+    if not (path / "dataset.json").exists():
         raise UserError(f"{path} is no directory of demonstrations (no dataset.json): make one with `dvla collect`")
-    header = _read_header(header_file)
-    if header.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{header_file} has format_version {header.get('format_version')}, this release reads {FORMAT_VERSION}"
-        )
+    header = read_header(path / "dataset.json")
     # Only what the log names: a crash between the two leaves a file that counts for nothing.
-    files = [path / row["file"] for row in _read_log(path / "episodes.jsonl") if row["file"]]
-    if not files:
+    rows = [row for row in read_log(path / "episodes.jsonl") if row["success"]]
+    if not rows:
         raise UserError(f"{path} holds no successful episode: collect some with `dvla collect`")
-    return header, [_read_npz(file, header) for file in files]
+    rows.sort(key=lambda row: (row["task"], row["initial_state"], row["seed"], row["attempt"]))
+    demonstrations = [_read_episode(path, row, header) for row in rows]
+    for camera in header["cameras"]:
+        sizes = [demonstration.images[camera].shape[1:3] for demonstration in demonstrations]
+        other = next((n for n, size in enumerate(sizes) if size != sizes[0]), None)
+        if other is not None:
+            raise UserError(
+                f"{path / rows[other]['file']} has images of camera {camera!r} of size {sizes[other]}, "
+                f"{rows[0]['file']} of size {sizes[0]}: keep episodes of one size"
+            )
+    return header, demonstrations
 
 
-def _read_header(file: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(file.read_text())
-        if not isinstance(header, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}): collect into a new directory") from error
-    return header
+def num_copies(demonstrations: Sequence[Demonstration]) -> int:
+    """How many demonstrations have the content of an earlier one: scenes that repeat, or files that were copied."""
+    return len(demonstrations) - len({_digest(demonstration) for demonstration in demonstrations})
 
 
-def _read_log(file: Path) -> list[dict[str, Any]]:
-    """The episodes tried so far; a last line cut short by a crash is removed from the file."""
-    text = file.read_text() if file.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    try:
-        rows = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}): collect into a new directory") from error
-    if whole != text:
-        file.write_text(whole)
+def _digest(demonstration: Demonstration) -> bytes:
+    digest = hashlib.blake2b(demonstration.instruction.encode())
+    for array in (demonstration.actions, demonstration.proprioception, *demonstration.images.values()):
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The content of dataset.json.
+
+    Raises:
+        UserError: if it is none, or of another format version.
+    """
+    with _complaints(file, "collect into a new directory"):
+        header = json.loads(_text(file))
+        version = header.get("format_version", FORMAT_VERSION) if isinstance(header, dict) else FORMAT_VERSION
+        if version != FORMAT_VERSION:
+            raise UserError(f"{file} has format_version {version!r}, this release reads {FORMAT_VERSION}")
+        return check_header(header)
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The episodes tried so far; a last line cut short by a crash counts for nothing.
+
+    Raises:
+        UserError: for a line that is no record of an episode, or an episode that is there twice.
+    """
+    with _complaints(file, "collect into a new directory"):
+        lines = _text(file).split("\n")[:-1] if file.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        with _complaints(file, f"remove line {number} and run `dvla collect` again", f" in line {number}"):
+            rows.append(check_row(json.loads(line)))
+    with _complaints(file, "mend it, or collect into a new directory"):
+        check_log(rows)
     return rows
 
 
-def _read_npz(path: Path, header: Mapping[str, Any]) -> Demonstration:
+class _Layout(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def _read_episode(folder: Path, row: Mapping[str, Any], header: Mapping[str, Any]) -> Demonstration:
+    path = folder / row["file"]
+    if os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
+        raise UserError(f"{path} is a link to a file outside of the data set: put the file itself there")
+    if not path.is_file():
+        raise UserError(f"{path} is missing or no file, though the log names it: run `dvla collect` again, as before")
+    with _complaints(path, "delete it and collect again"):
+        arrays = _read_arrays(path, row, header)
+    images = {camera: arrays[f"image_{camera}"] for camera in header["cameras"]}
+    instruction, task = str(arrays["instruction"]), str(arrays["task"])
+    return Demonstration(arrays["actions"], arrays["observed_at"], images, arrays["proprioception"], instruction, task)
+
+
+def _read_arrays(path: Path, row: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    names = array_names(header)
+    with zipfile.ZipFile(path) as archive:
+        if missing := [name for name in names if f"{name}.npy" not in archive.namelist()]:
+            raise ValueError(f"it has no array {missing[0]}")
+        # Before the numbers: a file of a megabyte can hold terabytes of zeros.
+        check_layout({name: _declared(archive, name) for name in names}, header, row["num_env_steps"])
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in names}
+    check_content(arrays, row["task"])
+    return arrays
+
+
+def _declared(archive: zipfile.ZipFile, name: str) -> _Layout:
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} is of NumPy's format {version}")
+        old = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    return _Layout(shape, dtype)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _complaints(file: Path, remedy: str, where: str = "") -> Iterator[None]:
+    """Whatever goes wrong while a file is read becomes one sentence about it."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Demonstration(
-                file["actions"],
-                file["observed_at"],
-                {camera: file[f"image_{camera}"] for camera in header["cameras"]},
-                file["proprioception"],
-                str(file["instruction"]),
-                str(file["task"]),
-            )
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and collect again") from error
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # json, zipfile and numpy have many for broken bytes: RecursionError, zlib.error, ...
+        raise UserError(f"{file} is damaged{where} ({error}): {remedy}") from error

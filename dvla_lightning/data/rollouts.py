@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dvla_lightning.data.assembly import assemble
+from dvla_lightning.data.clipping import clipping_metrics
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.data.groups import AdvantageName, EpisodeGroups
 from dvla_lightning.data.iteration_stream import IterationStream
@@ -153,6 +154,7 @@ class RolloutDataModule(EvaluationDataModule):
             **normalize_advantages(batch, self.gather, in_place=self.advantage in ("gae", "reinforce++")),
             **episode_metrics(ran, self.steps, time.perf_counter() - start, self.gather),
             **time_metrics(times, self.collector.num_workers),
+            **clipping_metrics(ran, self.gather),
             **cost,
         }
         self.commit_order = mean_commit_order(batch.path)

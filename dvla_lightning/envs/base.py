@@ -175,11 +175,13 @@ class Environment(ABC):
             tasks: "all", one name, or a list of names.
 
         Raises:
-            UserError: for a name this environment does not have, or no name at all.
+            UserError: for a name this environment does not have, one that is given twice, or no name at all.
         """
         if tasks == "all":
             return self.tasks
         names = tuple([tasks] if isinstance(tasks, str) else tasks)
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{type(self).__name__}: task {repeated[0]!r} is given twice")
         unknown = [name for name in names if name not in self.tasks]
         if unknown or not names:
             what = f"unknown task {unknown[0]!r}" if unknown else "no task given"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dvla_lightning.envs.libero
 import dvla_lightning.envs.robotwin
 import dvla_lightning.envs.tabletop  # noqa: F401 - short class names resolve to what is imported
-from dvla_lightning.data.episode_files import DemonstrationWriter
+from dvla_lightning.data.demonstration_writer import DemonstrationWriter
 from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.success import SuccessCount, success_table
@@ -52,13 +53,16 @@ def collect(
         seed: of initial states and noise.
 
     Raises:
-        UserError: if the expert keeps failing, or the directory holds something else.
+        UserError: if the expert keeps failing, the directory holds something else, cannot be written, or another
+            process is collecting there.
     """
     names = collector.environment.select_tasks(tasks)
+    _check_numbers(expert_noise, num_attempts, observe_every, seed)
+    if not out:
+        raise UserError("--out is empty: give a directory for the demonstrations")
     if num_episodes < len(names):
         raise UserError(f"num_episodes must be at least the number of tasks ({len(names)}), got {num_episodes}")
     wanted = {task: num_episodes // len(names) + (n < num_episodes % len(names)) for n, task in enumerate(names)}
-    writer = DemonstrationWriter(Path(out), collector.environment, observe_every, expert_noise)
     candidates = {
         task: [
             dataclasses.replace(spec, expert_noise=expert_noise)
@@ -66,16 +70,44 @@ def collect(
         ]
         for n, (task, count) in enumerate(wanted.items())
     }
+    with DemonstrationWriter(Path(out), collector.environment, observe_every, expert_noise) as writer:
+        if writer.lost:
+            print(f"{len(writer.lost)} files are gone, {writer.lost[0]} the first: those episodes are run again")
+        _fill(writer, collector, candidates, wanted, num_attempts)
+        _print_summary(writer, names)
+
+
+def _check_numbers(expert_noise: float, num_attempts: int, observe_every: int, seed: int) -> None:
+    if not (math.isfinite(expert_noise) and expert_noise >= 0):
+        raise UserError(f"--expert_noise must be a number from 0, got {expert_noise}")
+    for name, value in (("num_attempts", num_attempts), ("observe_every", observe_every)):
+        if value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise UserError(f"--seed must not be negative, got {seed}")
+
+
+def _fill(
+    writer: DemonstrationWriter,
+    collector: Collector,
+    candidates: Mapping[str, Sequence[EpisodeSpec]],
+    wanted: Mapping[str, int],
+    num_attempts: int,
+) -> None:
+    """Runs the expert until every task has its demonstrations.
+
+    Which episodes are kept depends neither on the number of workers nor on interruptions: for each task, those of the
+    first initial states that the expert solves.
+    """
     try:
         while specs := [
-            spec for task in names for spec in _next_specs(writer, candidates[task], wanted[task], num_attempts)
+            spec for task in wanted for spec in _next_specs(writer, candidates[task], wanted[task], num_attempts)
         ]:
-            episodes = collector.demonstrate(specs, observe_every, writer.add)
+            episodes = collector.demonstrate(specs, writer.header["observe_every"], writer.add)
             if all(episode.error for episode in episodes):
                 raise UserError(f"every episode ended in an error, the first one in: {last_line(episodes[0].error)}")
     finally:
         collector.close()
-    _print_summary(writer, wanted)
 
 
 def _next_specs(
@@ -87,7 +119,7 @@ def _next_specs(
         if row["task"] == candidates[0].task:
             tried.setdefault(row["initial_state"], []).append(row["success"])
     missing = wanted - sum(any(outcomes) for outcomes in tried.values())
-    specs = []
+    specs: list[EpisodeSpec] = []
     for spec in candidates:
         outcomes = tried.get(spec.initial_state, [])
         if len(specs) < missing and not any(outcomes) and len(outcomes) < num_attempts:

@@ -1,5 +1,7 @@
 """Normalisation: hand-computed bounds, round trips, constants, precision, refusals."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def test_hand_computed_min_max():
         [-1.0, -1.0],
         [1.0, 1.0],
         [0.5, 0.0],
-        [3.0, 0.0],
+        [1.0, 0.0],  # clipped
     ]
     assert normalizer.denormalize(torch.tensor([0.5, 0.0])).tolist() == [7.5, 1.0]
 
@@ -78,6 +80,75 @@ def test_rare_motion_is_not_erased_by_equal_quantiles():
     gripper[500] = 1.0
     normalizer = Normalizer(1, "quantile").fit(gripper)
     assert normalizer.normalize(torch.tensor([[0.0], [1.0]])).flatten().tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-12, 1e-9, 1e-6, 1e-4])
+@pytest.mark.parametrize("offset", [0.0, 0.3, -2.0])
+def test_rare_motion_over_noise_is_not_erased_either(noise, offset):
+    """10,000 rows of an idle joint that moves by half a unit in every 200th of them."""
+    still = np.random.default_rng(0).normal(offset, noise, 10_000)
+    still[::200] = offset + np.resize([0.5, -0.5], 50)
+    normalizer = Normalizer(1, "quantile").fit(still[:, None])
+    moved = torch.tensor([[offset + 0.5], [offset - 0.5], [offset]])
+    back = normalizer.denormalize(normalizer.normalize(moved))
+    assert (back - moved).abs().max() < 1e-6 + 1e-5 * noise
+    assert not normalizer.outside(torch.from_numpy(still[:, None])).any()
+
+
+def test_outliers_within_a_thousand_ranges_do_not_waste_the_range():
+    rows = np.random.default_rng(0).uniform(-1, 1, 10_000)
+    rows[::500] = 900.0
+    normalizer = Normalizer(1, "quantile").fit(rows[:, None])
+    assert normalizer.high.item() < 1.0
+    assert normalizer.normalize(torch.tensor([[900.0]])).item() == 1.0
+    outside = normalizer.outside(torch.from_numpy(rows[:, None])).float().mean().item()
+    assert outside == pytest.approx(0.02, abs=1e-3)  # 1 % beyond either quantile
+
+
+@pytest.mark.parametrize("mode", ["min_max", "quantile"])
+@pytest.mark.parametrize("noise", [1e-45, 1e-30, 1e-12, 1e-8])
+@pytest.mark.parametrize("offset", [0.0, 0.7, 1e6])
+def test_noise_is_no_motion(mode, noise, offset):
+    """A dimension that moves by less than a millionth is constant: what it does later is bounded, and noted."""
+    rows = offset + np.random.default_rng(0).normal(0, noise, (1000, 1))
+    normalizer = Normalizer(1, mode).fit(rows)
+    later = torch.tensor([[offset], [offset + 0.001], [offset + 1e4], [-np.inf]], dtype=torch.float64)
+    assert normalizer.normalize(later).flatten().tolist() == [0.0] * 4
+    assert normalizer.denormalize(torch.zeros(1)).item() == pytest.approx(offset, rel=1e-6, abs=1e-6)
+    assert normalizer.outside(later).flatten().tolist() == [False, offset < 1e6, True, True]
+    assert not normalizer.outside(torch.from_numpy(rows)).any()
+
+
+@pytest.mark.parametrize("mode", ["min_max", "quantile"])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_number_agrees_with_exact_arithmetic(mode, seed):
+    """Spans from 1e-5 to 1e5 around offsets up to 1e6, in range and far out of it, against fractions."""
+    rng = np.random.default_rng(seed)
+    span, offset = 10 ** rng.uniform(-5, 5), rng.choice([-1, 1]) * 10 ** rng.uniform(-3, 6)
+    rows = (offset + span * rng.uniform(-1, 1, (500, 1))).astype(np.float32)
+    normalizer = Normalizer(1, mode).fit(rows)
+    low, high = Fraction(normalizer.low.item()), Fraction(normalizer.high.item())
+    far = torch.tensor([[offset + 3 * span], [offset - 1e4 * span], [3e38], [-3e38]])
+    x = torch.cat([torch.from_numpy(rows), far])
+    there = normalizer.normalize(x)
+    back = normalizer.denormalize(there).flatten().tolist()
+    for value, scaled, returned in zip(x.flatten().tolist(), there.flatten().tolist(), back, strict=True):
+        inside = min(max(Fraction(value), low), high)
+        exact = 2 * (inside - low) / (high - low) - 1 if high > low else Fraction(0)
+        assert abs(scaled) <= 1 and scaled == pytest.approx(float(exact), abs=1e-6)
+        # what float32 resolves at this offset and at this span
+        assert returned == pytest.approx(float(inside), abs=2e-7 * float(abs(inside) + high - low))
+
+
+def test_numbers_that_float32_cannot_hold_are_refused():
+    for rows in ([[0.0], [1e300]], [[-3e38], [3e38]]):
+        with pytest.raises(UserError, match=r"dimension 0 goes from .* rescale it"):
+            Normalizer(1, "min_max").fit(rows)
+
+
+def test_bins_beyond_the_range_come_back_as_its_ends():
+    normalizer = Normalizer(1, "min_max").fit([[2.0], [4.0]])
+    assert normalizer.denormalize(torch.tensor([[-7.0], [1.0], [np.inf]])).flatten().tolist() == [2.0, 4.0, 4.0]
 
 
 def test_identity_changes_nothing():

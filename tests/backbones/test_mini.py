@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ ARGS = {
     "num_heads": 4,
     "channels": 8,
     "text_buckets": 128,
+    "text_length": 64,
 }
 
 
@@ -208,7 +210,40 @@ def test_word_order_matters_case_and_punctuation_do_not():
     assert len([i for i in one if i]) == 8 + 8
     assert all(0 <= i < 1024 for i in one)
     assert hashed_text_ids("", 1024) == (0,) * MAX_TEXT_IDS
-    assert 0 not in hashed_text_ids("word " * 100, 1024)
+
+
+@pytest.mark.parametrize(("count", "read", "placed"), [(33, 33, 31), (64, 64, 0), (100, 64, 0)])
+def test_a_sentence_that_is_too_long_is_warned_about_once_with_its_words(count, read, placed):
+    sentence = " ".join(f"w{n}" for n in range(count))
+    message = (
+        f"reads {read} of the {count} words of the instruction 'w0 w1 .*, and the places of {placed}: .* text_length"
+    )
+    with pytest.warns(UserWarning, match=message):
+        ids = hashed_text_ids(sentence, 1024)
+    assert len(ids) == MAX_TEXT_IDS and 0 not in ids
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hashed_text_ids(sentence, 1024)  # once
+        whole = hashed_text_ids(sentence, 1024, 2 * count)
+        hashed_text_ids(" ".join(["word"] * 32), 1024)  # read to its end
+    assert len(whole) == 2 * count and 0 not in whole and whole[:read] == ids[:read]
+
+
+def test_words_beyond_ascii_have_one_form():
+    composed, combining = "pousse le caf\u00e9", "pousse le cafe\u0301"
+    assert composed != combining and hashed_text_ids(composed, 1024) == hashed_text_ids(combining, 1024)
+    assert hashed_text_ids(composed, 1024) != hashed_text_ids("pousse le cafe", 1024)
+
+
+def test_the_length_of_texts_is_an_option_of_the_backbone():
+    options = {"cameras": ["front"], "image_size": 32, "proprioception_dim": 3, "num_positions": 4, "vocab_size": 8}
+    backbone = MiniBackbone(**options, dim=16, num_layers=1, num_heads=2, channels=8, text_length=100)
+    assert backbone.init_args["text_length"] == 100
+    prompt = backbone.prompt([make_observation(instruction=" ".join(f"w{n}" for n in range(50)))])
+    assert prompt["text_ids"].shape == (1, 100) and (prompt["text_ids"] > 0).all()
+    for bad in ({"text_buckets": 1}, {"text_length": 0}):
+        with pytest.raises(UserError, match="text_buckets must be at least 2 and text_length at least 1"):
+            MiniBackbone(**options, **bad)
 
 
 def test_an_empty_instruction_gives_finite_logits(backbone):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dvla_lightning.data.demonstration_writer import DemonstrationWriter
 from dvla_lightning.data.demonstrations import ChunkDataset, DemonstrationDataModule
-from dvla_lightning.data.episode_files import Demonstration, DemonstrationWriter, load_demonstrations
+from dvla_lightning.data.episode_files import Demonstration, load_demonstrations
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.rollout.collector import Collector
@@ -23,6 +24,7 @@ def directory(tmp_path):
 def test_recorded_actions_replay_to_success(directory):
     """What is on disk is what was done: open loop from the same initial state it solves the task again."""
     rows = [json.loads(line) for line in (directory / "episodes.jsonl").read_text().splitlines()]
+    rows.sort(key=lambda row: (row["task"], row["initial_state"]))
     _, demonstrations = load_demonstrations(directory)
     env = Tabletop().make()
     assert len(demonstrations) == len([row for row in rows if row["success"]]) == 6

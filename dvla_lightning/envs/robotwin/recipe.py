@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dvla_lightning.envs.base import Environment, SimulatorEnv
+from dvla_lightning.envs.robotwin.seed_files import read_seed_file
 from dvla_lightning.envs.robotwin.simulator.checkout import Checkout
 from dvla_lightning.envs.robotwin.tasks import (
     ARM_JOINTS,
@@ -114,7 +114,7 @@ class RoboTwin(Environment):
         self.train_instructions = train_instructions
         self.eval_instructions = eval_instructions or EVAL_INSTRUCTIONS.get(task_config, "unseen")
         self.validity = validity
-        self.train_seeds, self.eval_seeds = _read_seeds(train_seed_file), _read_seeds(eval_seed_file)
+        self.train_seeds, self.eval_seeds = read_seed_file(train_seed_file), read_seed_file(eval_seed_file)
         self.cache_dir = str(Path(cache_dir or _user_cache()).expanduser().resolve())  # the simulator changes directory
         self.eval_seed, self.num_train_scenes = eval_seed, num_train_scenes
         self.max_steps = {**STEP_LIMITS, **(max_steps or {})}
@@ -215,6 +215,10 @@ class RoboTwin(Environment):
             )
         if self.validity == "seed_file" and not (self.train_seeds or self.eval_seeds):
             raise UserError("RoboTwin: validity: seed_file needs train_seed_file or eval_seed_file")
+        if self.validity != "seed_file" and (self.train_seeds or self.eval_seeds):
+            raise UserError(
+                f"RoboTwin: train_seed_file and eval_seed_file need validity: seed_file, it is {self.validity}"
+            )
         for task, seeds in self.train_seeds.items():
             if shared := set(seeds) & set(self.eval_seeds.get(task, [])):
                 raise UserError(
@@ -238,16 +242,3 @@ def _arm_joints(embodiment: Sequence[str | float], given: int | None) -> int:
 
 def _user_cache() -> str:
     return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dvla_lightning" / "robotwin")
-
-
-def _read_seeds(file: str | None) -> dict[str, list[int]]:
-    """Task -> seeds; empty without a file."""
-    if file is None:
-        return {}
-    try:
-        content = json.loads(Path(file).expanduser().read_text())
-        return {task: [int(seed) for seed in entry["success_seeds"]] for task, entry in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'RoboTwin: {file} is no list of seeds ({error!r}); it must be JSON {{task: {{"success_seeds": [...]}}}}'
-        ) from error

@@ -13,6 +13,7 @@ import json
 import os
 from pathlib import Path
 
+from .errors import UserError
 from .scenes import Verdict
 
 WRITING = 2**40  # byte of the lock file that guards the JSON; the bytes below guard one seed each
@@ -60,9 +61,15 @@ class SeedBook:
                 entry["failed_seeds"][str(seed)] = verdict.reason
 
     def _entry(self):
-        if self.path.exists():
-            return json.loads(self.path.read_text(encoding="utf-8"))[self.task]
         lists = {"success_seeds": [], "failed_seeds": {}, "info": {}, "begun": {}}
+        if self.path.exists():
+            try:
+                entry = json.loads(self.path.read_text(encoding="utf-8"))[self.task]
+                if any(type(entry[name]) is not type(empty) for name, empty in lists.items()):
+                    raise ValueError("an entry has another type")
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(f"{self.path} is damaged ({error!r}): delete it; its seeds are checked anew") from error
+            return entry
         return dict(self.facts, task_name=self.task, **lists)
 
     @contextlib.contextmanager
