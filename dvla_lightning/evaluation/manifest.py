@@ -83,6 +83,18 @@ def read_file(path: Path) -> Contents:
     return contents
 
 
+def find_files(directory: Path, pattern: str = "evaluation*.jsonl") -> list[Path]:
+    """The files of all ranks, in order.
+
+    Raises:
+        UserError: if the directory cannot be looked into.
+    """
+    try:
+        return sorted(directory.glob(pattern))
+    except OSError as error:  # of a name that is too long, or a directory that may not be read
+        raise UserError(f"{directory} cannot be read ({error.strerror})") from error
+
+
 def read_directory(directory: Path, header: Header | None = None) -> tuple[Header | None, list[EpisodeRecord]]:
     """Reads the files of all ranks, whose headers must be equal but for the number of episodes.
 
@@ -98,7 +110,7 @@ def read_directory(directory: Path, header: Header | None = None) -> tuple[Heade
     """
     records: list[EpisodeRecord] = []
     most = 0
-    for path in sorted(directory.glob("evaluation*.jsonl")):
+    for path in find_files(directory):
         contents = read_file(path)
         records += contents.records
         if contents.header is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from dvla_lightning.evaluation.header import FORMAT_VERSION, Header
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
 from dvla_lightning.evaluation.specs import MAX_EPISODES, evaluation_seed
 
+MOST = 2**53  # beyond any count, and far below what a float holds
 HEADER_TYPES = {
     "policy": str,
     "environment": dict,
@@ -51,11 +51,12 @@ def check_header(header: Header) -> None:
     num_steps = header["num_steps"]
     if header["split"] not in ("selection", "heldout"):
         raise ValueError(f"unknown split {header['split']!r}")
-    if not num_steps or any(type(steps) is not int or steps < 1 for steps in num_steps.values()):
+    if not num_steps or any(type(steps) is not int or not 1 <= steps <= MOST for steps in num_steps.values()):
         raise ValueError("num_steps must say K, a positive integer, for every task")
     check_size(num_steps, header["episodes_per_task"])
-    if any(type(remark) is not str for remark in header["remarks"]):
-        raise ValueError("remarks must be sentences")
+    shown = [*num_steps, *header["remarks"], *(header["environment"].get(key) or "" for key in ("suite", "protocol"))]
+    if not all(isinstance(text, str) and text.isprintable() for text in shown):
+        raise ValueError("tasks, remarks, suite and protocol must be printable text")
 
 
 def check_size(num_steps: Mapping[str, int], episodes_per_task: Any) -> None:
@@ -79,7 +80,7 @@ def read_record(row: Mapping[str, Any], header: Header) -> EpisodeRecord:
         ValueError: if it is none, in a few words.
     """
     if set(row) != set(RECORD_TYPES):
-        raise ValueError(f"{', '.join(sorted(set(row) ^ set(RECORD_TYPES)))[:60]} is missing or unknown")
+        raise ValueError(f"{', '.join(sorted(set(row) ^ set(RECORD_TYPES)))[:60]!r} is missing or unknown")
     for name, kinds in RECORD_TYPES.items():
         if type(row[name]) not in kinds:
             raise ValueError(f"{name} is of a wrong type")
@@ -112,7 +113,7 @@ def _check_question(record: EpisodeRecord, header: Header) -> None:
 
 
 def _check_answer(record: EpisodeRecord) -> None:
-    if min(record.num_env_steps, record.num_decisions) < 0 or not 0 <= record.seconds < math.inf:
-        raise ValueError("num_env_steps, num_decisions and seconds cannot be negative or infinite")
+    if not all(0 <= number <= MOST for number in (record.num_env_steps, record.num_decisions, record.seconds)):
+        raise ValueError("num_env_steps, num_decisions and seconds cannot be negative or so large")
     if record.error is not None and record.success:
         raise ValueError("an episode with an error cannot be a success")

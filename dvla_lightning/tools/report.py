@@ -110,8 +110,8 @@ def _scalars(run: Path, tag: str) -> tuple[list[int], list[float]]:
         raise UserError(f"{run} is no directory: give the run directory of an RL fit")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    if tag not in events.Tags()["scalars"]:
-        raise UserError(f"{run} has no TensorBoard scalar {tag!r}: give the run directory of an RL fit")
+    if missing := {tag, "epoch"} - set(events.Tags()["scalars"]):
+        raise UserError(f"{run} has no TensorBoard scalar {max(missing)!r}: give the run directory of an RL fit")
     epochs = {event.step: event.value for event in events.Scalars("epoch")}
     found = [(round(epochs.get(event.step, 0)), event.value) for event in events.Scalars(tag)]
     return [epoch for epoch, _ in found], [value for _, value in found]
@@ -144,30 +144,34 @@ def _draw_curve(axes: Axes, run: Path) -> None:
     epochs, values = _scalars(run, "rollout/success_rate")
     axes.plot(epochs, [100 * value for value in values], label="training episodes", color="tab:blue", alpha=0.6)
     try:
-        chosen_epochs, chosen = _scalars(run, "val/success_rate")
+        epochs, rates = _scalars(run, "val/success_rate")
+        _, sizes = _scalars(run, "val/num_episodes")  # logged together with the rates
     except UserError:
-        chosen = []
-    if chosen:
-        low, high = _scalars(run, "val/success_rate_low")[1], _scalars(run, "val/success_rate_high")[1]
-        below = [max(0.0, 100 * (v - x)) for v, x in zip(chosen, low, strict=True)]
-        above = [max(0.0, 100 * (x - v)) for v, x in zip(chosen, high, strict=True)]
-        percent = [100 * value for value in chosen]
+        rates = []
+    if rates:
+        ends = [wilson_interval(round(rate * n), round(n)) for rate, n in zip(rates, sizes, strict=True)]
+        percent = [100 * rate for rate in rates]
         label = "selection episodes, 95 % Wilson"
-        axes.errorbar(chosen_epochs, percent, [below, above], fmt="o", color="tab:red", label=label)
+        axes.errorbar(epochs, percent, _whiskers(rates, ends), fmt="o", color="tab:red", label=label)
     axes.set(xlabel="RL iteration", ylabel="success (%)", ylim=(0, 102), title="learning curve")
     axes.legend(loc="lower right", fontsize=8)
+
+
+def _whiskers(rates: Sequence[float], ends: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Percent from each rate down and up to the ends of its interval; rounding must not make one negative."""
+    below = [max(0.0, 100 * (rate - low)) for rate, (low, _) in zip(rates, ends, strict=True)]
+    above = [max(0.0, 100 * (high - rate)) for rate, (_, high) in zip(rates, ends, strict=True)]
+    return below, above
 
 
 def _draw_bars(
     axes: Axes, title: str, old: dict[str, SuccessCount], new: dict[str, SuccessCount], compared: Comparison
 ) -> None:
     for offset, counts, label in ((-0.2, old, "SFT"), (0.2, new, "RL")):
-        rates = [100 * count.rate for count in counts.values()]
-        ends = [wilson_interval(count.successes, count.n) for count in counts.values()]
-        below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, ends, strict=True)]
-        above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]
+        rates = [count.rate for count in counts.values()]
+        whiskers = _whiskers(rates, [wilson_interval(count.successes, count.n) for count in counts.values()])
         positions = [n + offset for n in range(len(rates))]
-        axes.barh(positions, rates, 0.4, xerr=[below, above], capsize=3, label=label)
+        axes.barh(positions, [100 * rate for rate in rates], 0.4, xerr=whiskers, capsize=3, label=label)
     sizes = {count.n for count in new.values()}
     axes.set_yticks(range(len(new)), short_names(list(new)), fontsize=9)
     axes.invert_yaxis()

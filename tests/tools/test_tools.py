@@ -163,8 +163,8 @@ def test_report_draws_curve_table_and_frames(tmp_path, capsys):
         for epoch in range(3):
             writer.add_scalar("epoch", epoch, epoch * 7)
             writer.add_scalar("rollout/success_rate", epoch / 3, epoch * 7)
-            for name, value in (("", 1.0), ("_low", 0.7), ("_high", 1 - 1e-6)):  # rounding must not invert a bar
-                writer.add_scalar(f"val/success_rate{name}", value, epoch * 7)
+            for name, value in (("success_rate", 1.0), ("num_episodes", 3.0)):  # rounding must not invert a bar
+                writer.add_scalar(f"val/{name}", value, epoch * 7)
     report.report(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path / "run"), str(tmp_path / "r.png"))
     printed = capsys.readouterr().out
     assert "0.0 % [0.0, 65.8] (n = 2)" in printed and "100.0 % [34.2, 100.0] (n = 2)" in printed
