@@ -18,6 +18,7 @@ from dvla_lightning.evaluation.manifest import read_directory, read_file
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.policy import DVLAPolicy
 from tests.faulty_environment import FAULTY_STATE
+from tests.full_disk import largest_file
 from tests.test_training import DDP, STEPS, arguments, launch
 
 EPISODES = 40
@@ -108,6 +109,21 @@ def test_an_interrupted_evaluation_says_how_to_continue(number, code, evaluation
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err[-2000:]
     assert f"{num_lines(tmp_path / 'run') - 1} of 400 episodes are in" in err and "the same command runs" in err
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_evaluation_goes_on_from_there(evaluation, tmp_path, capsys):
+    expected, run = validate(capsys, evaluation, tmp_path / "whole"), tmp_path / "run"
+    with largest_file(8000):
+        found = sentence(capsys, words(evaluation, run))
+    assert "evaluation.jsonl cannot be written (File too large): what it holds is safe; make room" in found
+    before = (run / "evaluation.jsonl").read_bytes()
+    assert 5 < num_lines(run) < EPISODES and before.endswith(b"\n") and not (run / "evaluation.json").exists()
+    assert validate(capsys, evaluation, run) == expected
+    assert (run / "evaluation.jsonl").read_bytes().startswith(before) and num_lines(run) == 1 + EPISODES
+    (run / "evaluation.json").unlink()
+    with largest_file(8000):
+        assert "evaluation.json cannot be written (File too large)" in sentence(capsys, words(evaluation, run))
+    assert validate(capsys, evaluation, run) == expected
 
 
 def test_a_finished_evaluation_is_not_run_again(evaluation, tmp_path, capsys, monkeypatch):

@@ -172,6 +172,10 @@ class EvaluationDataModule(LightningDataModule):
         if self._evaluation is not None:
             self._evaluation.close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Gives the manifest free: the process may live on, and Lightning skips `teardown`."""
+        self._end_evaluation()
+
     def teardown(self, stage: str) -> None:
         self._end_evaluation()
         if self.collector is not None:

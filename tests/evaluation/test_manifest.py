@@ -1,9 +1,7 @@
 """The manifest: what a kill leaves behind, what it refuses, and what is made of it."""
 
-import contextlib
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 
@@ -17,6 +15,7 @@ from dvla_lightning.evaluation.manifest import Manifest, read_directory, read_fi
 from dvla_lightning.evaluation.records import EpisodeRecord, settle
 from dvla_lightning.evaluation.specs import evaluation_seed
 from dvla_lightning.evaluation.summary import evaluation_table, read_summary, summarize, write_summary
+from tests.full_disk import largest_file
 
 
 @pytest.fixture
@@ -277,14 +276,3 @@ def test_a_full_disk_keeps_the_last_summary(header, tmp_path):
     with largest_file(1000), pytest.raises(UserError, match=r"evaluation\.jsonl cannot be written \(File too large\)"):
         manifest.write_manifest(tmp_path, header, list(rows.values()))
     assert read_summary(path) == (header, rows) and list(tmp_path.iterdir()) == [path]
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """No file can grow beyond so many bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
