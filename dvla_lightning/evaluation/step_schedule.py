@@ -161,7 +161,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
+            raise yaml.YAMLError("aliases are not allowed: write their content out")
         return super().compose_node(parent, index)
 
 

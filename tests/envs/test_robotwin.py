@@ -358,7 +358,7 @@ def test_chunks_need_rlinf(recipe):
             {"embodiment": ["franka-panda", "franka-panda", 0.8], "execution": "chunk"},
             "moves arms of 6 joints, not of 7",
         ),
-        ({"num_train_scenes": 9_001}, "num_train_scenes must be in 1..9000"),
+        ({"num_train_scenes": 10_001}, "num_train_scenes must be in 1..10000"),
         ({"validity": "seed_file"}, "needs train_seed_file or eval_seed_file"),
         ({"eval_seed_file": "nowhere.json"}, "nowhere.json is no list of seeds"),
     ],

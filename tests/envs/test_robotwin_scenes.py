@@ -83,9 +83,9 @@ def test_selection_states_are_found_in_turn_between_training_and_evaluation(scen
     found = scenes(split="selection")
     assert [found.find(TASK, "selection", n)[0] for n in (3, 0, 7)] == [between[n] for n in (3, 0, 7)]
     assert RoboTwin(root="x").num_selection_states(TASK) is None
-    unchecked = scenes(validity="none", num_train_scenes=9_000)
+    unchecked = scenes(validity="none", num_train_scenes=10_000)
     assert unchecked.find(TASK, "selection", 9_999) == (99_999, None)
-    assert unchecked.find(TASK, "train", 8_999) == (8_999, None)
+    assert unchecked.find(TASK, "train", 9_999) == (9_999, None)
     with pytest.raises(UserError, match="too few selection scenes for so many episodes: lower num_eval_episodes"):
         unchecked.find(TASK, "selection", 10_000)  # the first seed of evaluation
 

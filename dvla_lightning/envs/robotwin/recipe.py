@@ -21,7 +21,7 @@ from dvla_lightning.envs.robotwin.tasks import (
 )
 from dvla_lightning.errors import UserError
 
-MAX_TRAIN_SCENES = 9_000  # ten seeds below the first of selection for each
+MAX_TRAIN_SCENES = 10_000  # nine seeds below the first of selection for each
 
 CHUNK_ARM_JOINTS = 6  # RLinf_support 0008ae6, Base_Task.compress_path: an arm that rests gets noise on six joints
 
