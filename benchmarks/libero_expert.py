@@ -25,7 +25,6 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.success import SuccessCount
 from dvla_lightning.rollout.episode import EpisodeSpec
-from dvla_lightning.tools.collect import FIRST_ITERATION
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
@@ -98,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
                     continue
                 specs = [
                     dataclasses.replace(spec, expert_noise=options.noise)
-                    for spec in training_specs([task], options.states, 0, options.seed, FIRST_ITERATION + number)
+                    for spec in training_specs([task], options.states, 0, options.seed, number, use="demonstrations")
                 ]
                 rows = [row for row in log if (row["suite"], row["task"]) == (suite, task)]
                 while spec := next_spec(specs, rows, options.attempts):

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dvla_lightning.data.rescheduling import LAST_SCHEDULE
+from dvla_lightning.envs.base import SPLIT_NAMES
 from dvla_lightning.evaluation.heat_map import commit_order_figure, save_figure
 from dvla_lightning.evaluation.pictures import picture_strip, save_strip
 from dvla_lightning.evaluation.ranks import gather_objects
@@ -80,15 +81,10 @@ class EvaluationReport(Callback):
     evaluations inside fit print one line and log the interval beside the rate.
     """
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._report(trainer, module, "val")
-
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._report(trainer, module, "test")
-
-    def _report(self, trainer: Trainer, module: Any, prefix: str) -> None:
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         if trainer.sanity_checking:
             return
+        split, prefix = trainer.datamodule.split, module.evaluation_prefix
         counts = module.task_success.by_task()
         total = sum(counts.values(), SuccessCount(0, 0))
         # Every rank takes part in the gathering, and in counting above.
@@ -97,21 +93,25 @@ class EvaluationReport(Callback):
         if not trainer.is_global_zero:
             return
         directory = Path(trainer.default_root_dir)
-        self._log_pictures(trainer, directory, pictured, prefix)
+        self._log_pictures(trainer, directory, pictured, prefix, SPLIT_NAMES[split])
         if trainer.state.fn == "fit":
             low, high = wilson_interval(total.successes, total.n)
             interval = {f"{prefix}/success_rate_low": low, f"{prefix}/success_rate_high": high}
             for logger in trainer.loggers:
                 logger.log_metrics(interval, step=trainer.global_step)
-            print(f"\nepoch {trainer.current_epoch}: held-out success {total}", flush=True)
+            print(f"\nepoch {trainer.current_epoch}: {SPLIT_NAMES[split]} success {total}", flush=True)
             return
         if module.evaluation.header is None:  # a development run keeps no record
             steps = trainer.datamodule.eval_steps
-            print(success_table(counts, f"held-out episodes, {steps_text(steps)}", steps), flush=True)
+            print(success_table(counts, f"{SPLIT_NAMES[split]} episodes, {steps_text(steps)}", steps), flush=True)
         else:
             print(conclude(directory, module.evaluation.header, records), flush=True)
 
-    def _log_pictures(self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str) -> None:
+    on_test_end = on_validation_end
+
+    def _log_pictures(
+        self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str, split_name: str
+    ) -> None:
         for outcome in (True, False):
             wanted = [episode for episode in episodes if episode.success == outcome]
             if not wanted:
@@ -119,7 +119,7 @@ class EvaluationReport(Callback):
             strip = picture_strip(wanted[0])
             name = "success" if outcome else "failure"
             instruction = wanted[0].transitions[-1].observation["instruction"]
-            save_strip(directory / "pictures" / f"{name}.png", strip, instruction)
+            save_strip(directory / "pictures" / f"{name}.png", strip, f"{instruction} ({split_name} episode)")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     tag = f"{prefix}/{name}"
@@ -127,7 +127,10 @@ class EvaluationReport(Callback):
 
 
 class SavePolicy(Callback):
-    """Writes the policy directory `policy` at the end of fit, and `policy-best` whenever evaluation improves.
+    """Writes the policy directory `policy` at the end of fit, and `policy-best` whenever validation improves.
+
+    Validation in fit runs on the initial states of selection: the best of many is chosen there, and `dvla validate`
+    reports it on held-out ones, which had no part in the choice.
 
     Where RL measured its step schedule anew it says with which one `policy` is to be run.
     """

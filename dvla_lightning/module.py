@@ -141,23 +141,22 @@ class DVLAModule(LightningModule):
         stop = self.trainer.datamodule.stop_on_sigterm
         self.task_success.update(self.evaluation.run(batch.specs, "evaluation", stop))
 
-    def on_validation_epoch_end(self) -> None:
-        self._log_success("val")
+    @property
+    def evaluation_prefix(self) -> str:
+        """Where numbers of an evaluation are logged: val/ is selection, test/ is held-out, by whatever command."""
+        return "test" if self.trainer.datamodule.split == "heldout" else "val"
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
-    def on_test_epoch_end(self) -> None:
-        self._log_success("test")
-
     def predict_step(self, batch: SpecBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Runs the held-out episodes and returns one record of each."""
+        """Runs the episodes and returns one record of each."""
         stop = self.trainer.datamodule.stop_on_sigterm
         return [dataclasses.asdict(record) for record in self.evaluation.run(batch.specs, "prediction", stop)]
 
-    def _log_success(self, prefix: str) -> None:
-        """Counts are summed over ranks by the metric, so nothing is averaged when logging."""
-        counts = self.task_success.by_task()
+    def on_validation_epoch_end(self) -> None:
+        """Logs the success; counts are summed over ranks by the metric, so nothing is averaged when logging."""
+        prefix, counts = self.evaluation_prefix, self.task_success.by_task()
         total = sum(counts.values(), SuccessCount(0, 0))
         if total.errors and not total.n:
             errors = [last_line(r.error) for r in self.evaluation.records.values() if r.error]
@@ -173,6 +172,8 @@ class DVLAModule(LightningModule):
             values |= {f"{prefix}/success_rate/K{k}": count.rate for k, count in by_steps.items() if count.n}
         for name, value in values.items():
             self.log(name, value, sync_dist=False)
+
+    on_test_epoch_end = on_validation_epoch_end
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -15,24 +15,26 @@ PACKAGE = Path(__file__).parents[1] / "dvla_lightning"
 MAY_IMPORT = {
     "__main__":          "cli",
     "cli":               "tools callbacks module data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors versions",
+                         "actions diffusion rl envs envs.base errors seeding versions",
     "tools":             "data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors versions",
+                         "actions diffusion rl envs envs.base errors seeding versions",
     "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
-    "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
+    "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
+                         "seeding",
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
-    "evaluation":        "rollout policy actions diffusion rl envs.base errors",
-    "rollout":           "policy backbones actions diffusion rl envs.base errors",
+    "evaluation":        "rollout policy actions diffusion rl envs.base errors seeding",
+    "rollout":           "policy backbones actions diffusion rl envs.base errors seeding",
     "__init__":          "policy errors",
     "policy":            "backbones actions diffusion rl envs.base errors",
     "backbones":         "actions diffusion envs.base errors",
     "actions":           "errors",
     "rl":                "diffusion",
     "diffusion":         "",
-    "envs":              "envs.base errors versions",  # simulators
+    "envs":              "envs.base errors seeding versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
     "errors":            "",
+    "seeding":           "",
     "versions":          "",
 }  # fmt: skip
 
@@ -53,7 +55,7 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "versions": ""}
+PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "seeding": "numpy", "versions": ""}
 
 FORBIDDEN_NAMES = ("utils", "common")
 

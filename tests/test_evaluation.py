@@ -18,6 +18,7 @@ from dvla_lightning.evaluation.manifest import read_directory, read_file
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.policy import DVLAPolicy
 from tests.faulty_environment import FAULTY_STATE
+from tests.full_disk import largest_file
 from tests.test_training import DDP, STEPS, arguments, launch
 
 EPISODES = 40
@@ -110,6 +111,21 @@ def test_an_interrupted_evaluation_says_how_to_continue(number, code, evaluation
     assert f"{num_lines(tmp_path / 'run') - 1} of 400 episodes are in" in err and "the same command runs" in err
 
 
+def test_a_full_disk_ends_in_a_sentence_and_the_evaluation_goes_on_from_there(evaluation, tmp_path, capsys):
+    expected, run = validate(capsys, evaluation, tmp_path / "whole"), tmp_path / "run"
+    with largest_file(8000):
+        found = sentence(capsys, words(evaluation, run))
+    assert "evaluation.jsonl cannot be written (File too large): what it holds is safe; make room" in found
+    before = (run / "evaluation.jsonl").read_bytes()
+    assert 5 < num_lines(run) < EPISODES and before.endswith(b"\n") and not (run / "evaluation.json").exists()
+    assert validate(capsys, evaluation, run) == expected
+    assert (run / "evaluation.jsonl").read_bytes().startswith(before) and num_lines(run) == 1 + EPISODES
+    (run / "evaluation.json").unlink()
+    with largest_file(8000):
+        assert "evaluation.json cannot be written (File too large)" in sentence(capsys, words(evaluation, run))
+    assert validate(capsys, evaluation, run) == expected
+
+
 def test_a_finished_evaluation_is_not_run_again(evaluation, tmp_path, capsys, monkeypatch):
     first = validate(capsys, evaluation, tmp_path / "run", data__num_eval_episodes=5)
     monkeypatch.setattr(DVLAPolicy, "decide", lambda *args: pytest.fail("an episode was run"))
@@ -157,6 +173,50 @@ def test_shards_merge_to_the_table_of_one_run(evaluation, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_more_episodes_extend_an_evaluation_to_that_of_one_run(evaluation, tmp_path, capsys):
+    expected = validate(capsys, evaluation, tmp_path / "whole", data__num_eval_episodes=25)
+    run = tmp_path / "run"
+    for count in (5, 15):
+        validate(capsys, evaluation, run, data__num_eval_episodes=count)
+        assert len(episodes(run)) == count
+    before = (run / "evaluation.jsonl").read_bytes()
+    assert validate(capsys, evaluation, run, data__num_eval_episodes=25) == expected
+    assert episodes(run) == episodes(tmp_path / "whole")
+    assert (run / "evaluation.jsonl").read_bytes().startswith(before) and num_lines(run) == 1 + 25 + 2  # none run twice
+    fewer = sentence(capsys, words(evaluation, run, data__num_eval_episodes=15))
+    assert "holds an evaluation of 5 episodes per task, asked for are 3" in fewer
+    assert len(episodes(run)) == 25  # as it was
+
+
+def test_shards_can_be_extended_too(evaluation, tmp_path, capsys):
+    expected = validate(capsys, evaluation, tmp_path / "whole", data__num_eval_episodes=25)
+    shards = [tmp_path / f"shard-{n}" for n in range(2)]
+    merge = ["merge", *map(str, shards), "--out", str(tmp_path / "all")]
+    for shard, counts in zip(shards, ([15, 25], [15]), strict=True):
+        for count in counts:
+            main(words(evaluation, shard, data__num_eval_episodes=count, data__eval_shard=f"{shard.name[-1]}/2"))
+    assert "episodes_per_task (5 there, 3 here)" in sentence(capsys, merge)
+    main(words(evaluation, shards[1], data__num_eval_episodes=25, data__eval_shard="1/2"))
+    capsys.readouterr()
+    main(merge)
+    assert table(capsys.readouterr().out) == expected
+    assert episodes(tmp_path / "all") == episodes(tmp_path / "whole")
+
+
+def test_selection_episodes_are_others_and_every_table_says_so(evaluation, tmp_path, capsys):
+    few = {"data__num_eval_episodes": 10}
+    validate(capsys, evaluation, tmp_path / "heldout", **few)
+    main(words(evaluation, tmp_path / "selection", **few, data__eval_split="selection"))
+    printed = capsys.readouterr().out
+    assert "selection episodes, K = 4" in printed and "held-out" not in printed
+    headers = [read_directory(tmp_path / name)[0] for name in ("heldout", "selection")]
+    assert [header["split"] for header in headers] == ["heldout", "selection"]
+    seeds = [{row["seed"] for row in episodes(tmp_path / name)} for name in ("heldout", "selection")]
+    assert not seeds[0] & seeds[1]
+    other = words(evaluation, tmp_path / "heldout", **few, data__eval_split="selection")
+    assert 'split ("heldout" there, "selection" here)' in sentence(capsys, other)
+
+
 def test_one_directory_may_take_one_shard_after_the_other(evaluation, tmp_path, capsys):
     expected = validate(capsys, evaluation, tmp_path / "whole", data__num_eval_episodes=15)
     main(words(evaluation, tmp_path / "run", data__num_eval_episodes=15, data__eval_shard="0/2"))
@@ -201,7 +261,7 @@ def test_two_ranks_refuse_together(evaluation, tmp_path, capsys):
     """Rank 1 shares no file system with rank 0 here, so that rank 0 alone sees the other evaluation."""
     validate(capsys, evaluation, tmp_path / "run", data__num_eval_episodes=5)
     ranks = {name.replace(".", "__"): value for name, value in DDP.items()}
-    command = words(evaluation, tmp_path / "run", data__num_eval_episodes=10, **ranks)
+    command = words(evaluation, tmp_path / "run", data__num_eval_episodes=5, data__eval_seed=1, **ranks)
     code = (
         "import os, sys; from pathlib import Path; from dvla_lightning.evaluation import manifest, run\n"
         "def elsewhere(directory, header, rank, make=manifest.Manifest):\n"
@@ -216,7 +276,7 @@ def test_two_ranks_refuse_together(evaluation, tmp_path, capsys):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-2000:]
-    assert "episodes_per_task (1 there, 2 here)" in done.stderr and "Traceback" not in done.stderr
+    assert "different are: seed (0 there, 1 here)" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_episodes_with_errors_are_run_again(evaluation, tmp_path, capsys):

@@ -68,10 +68,19 @@ def test_from_demonstrations_to_evaluation(tmp_path, capsys):
     rl = [*collector("data.collector", checkout, cache), "--data.tasks", json.dumps(TASKS), *QUIET]
     rl += [f"--trainer.default_root_dir={tmp_path / 'rl'}", f"--model.policy.pretrained={tmp_path / 'sft' / 'policy'}"]
     rl += ["--data.episodes_per_iteration=2", "--data.num_eval_episodes=4", "--data.num_recorded_episodes=1"]
-    main(["fit", "--config", str(CONFIGS / "rl.yaml"), *rl, "--trainer.max_epochs=1"])
+    main(
+        [
+            "fit",
+            "--config",
+            str(CONFIGS / "rl.yaml"),
+            *rl,
+            "--trainer.max_epochs=1",
+            "--trainer.check_val_every_n_epoch=1",
+        ]
+    )
     main(["validate", "--config", str(CONFIGS / "rl.yaml"), *rl])
     record = json.loads((tmp_path / "rl" / "evaluation.json").read_text())
     assert record["total"]["n"] == 4 and record["total"]["errors"] == 0 and set(record["tasks"]) == set(TASKS)
     assert "(n = 4)" in capsys.readouterr().out
     books = sorted(book.name.split(".")[0] + "." + book.name.split(".")[-2] for book in cache.glob("*.json"))
-    assert books == sorted(f"{task}.{split}" for task in TASKS for split in ("train", "heldout"))
+    assert books == sorted(f"{task}.{split}" for task in TASKS for split in ("train", "selection", "heldout"))

@@ -515,3 +515,33 @@ def test_every_evaluation_verb_runs(verb, policy_dir, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert ("(n = 5)" in printed) == (verb != "predict")
     assert (tmp_path / "run" / "evaluation.json").exists() == (verb != "predict")
+
+
+def test_fit_chooses_on_selection_and_validate_reports_on_held_out_episodes(rl, tmp_path, capsys, monkeypatch):
+    run, splits = tmp_path / "run", []
+    original = Collector.run
+    monkeypatch.setattr(
+        Collector, "run", lambda self, policy, specs, *more, **options: splits.extend(
+            (spec.split, spec.task, spec.initial_state) for spec in specs
+        ) or original(self, policy, specs, *more, **options)
+    )  # fmt: skip
+    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": run, "trainer.max_epochs": 1}))
+    assert [split for split, *_ in splits] == ["train"] * 20 + ["selection"] * 10
+    assert "epoch 0: selection success" in (printed := capsys.readouterr().out) and "held-out" not in printed
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("test/")]
+    assert scalars(run, "val/num_episodes") == [10.0] and (run / "policy-best" / "config.json").exists()
+    splits.clear()
+    logger = {
+        "class_path": "TensorBoardLogger",
+        "init_args": {"save_dir": str(tmp_path / "v"), "name": "", "version": ""},
+    }
+    best = {**rl, "model.policy.pretrained": run / "policy-best", "trainer.logger": json.dumps(logger)}
+    for verb in ("validate", "test", "predict"):
+        splits.clear()
+        main(arguments(verb, "rl.yaml", {**best, "trainer.default_root_dir": tmp_path / verb}))
+        assert {split for split, *_ in splits} == {"heldout"} and len(splits) == 10
+        assert ("held-out episodes" in capsys.readouterr().out) == (verb != "predict")
+    events = EventAccumulator(str(tmp_path / "v"), size_guidance={"scalars": 0}).Reload()
+    tags = {tag.split("/")[0] for tag in events.Tags()["scalars"]}
+    assert "test" in tags and "val" not in tags

@@ -1,4 +1,4 @@
-"""Lightning data modules: demonstrations for SFT, rollouts for RL; both evaluate on held-out episodes."""
+"""Lightning data modules: demonstrations for SFT, rollouts for RL; both evaluate in closed loop."""
 
 from dvla_lightning.data.demonstrations import DemonstrationDataModule
 from dvla_lightning.data.rollouts import RolloutDataModule

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dvla_lightning.data.clipping import clipping_report
 from dvla_lightning.data.episode_files import Demonstration, load_demonstrations, num_copies
-from dvla_lightning.data.evaluation import EvaluationDataModule
-from dvla_lightning.data.seeding import rank_seed, seed_everything
+from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
+from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError
 from dvla_lightning.objectives.supervised import DemonstrationBatch
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
+from dvla_lightning.seeding import derived_seed
 
 
 class ChunkDataset(Dataset):
@@ -50,7 +51,7 @@ class ChunkDataset(Dataset):
 
 
 class DemonstrationDataModule(EvaluationDataModule):
-    """Demonstrations collected with `dvla collect`, and closed-loop evaluation on held-out episodes.
+    """Demonstrations collected with `dvla collect`, and closed-loop evaluation.
 
     Args:
         path: directory of the demonstrations.
@@ -59,9 +60,10 @@ class DemonstrationDataModule(EvaluationDataModule):
         tasks: tasks to evaluate: "all", one name, or a list of names.
         num_steps: denoising steps K of every decision in evaluation, where there is no schedule.
         schedule: step schedule, a YAML file of `dvla schedule`: K per task.
-        num_eval_episodes: held-out episodes of all tasks together; 0 evaluates nothing, "all" runs those that the
+        num_eval_episodes: evaluation episodes of all tasks together; 0 evaluates nothing, "all" runs as many as the
             environment's protocol asks for.
         eval_seed: seed of the policy's draws in evaluation.
+        eval_split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
         num_recorded_episodes: how many evaluation episodes keep pictures for the log.
         save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
         eval_shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
@@ -78,6 +80,7 @@ class DemonstrationDataModule(EvaluationDataModule):
         schedule: str | None = None,
         num_eval_episodes: int | Literal["all"] = 0,
         eval_seed: int = 0,
+        eval_split: EvaluationSplit = "heldout",
         num_recorded_episodes: int = 0,
         save_videos: bool = False,
         eval_shard: str | None = None,
@@ -93,6 +96,7 @@ class DemonstrationDataModule(EvaluationDataModule):
             num_eval_episodes,
             None,
             eval_seed,
+            eval_split,
             num_recorded_episodes,
             save_videos,
             eval_shard,
@@ -179,8 +183,9 @@ class _EpochShuffle(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         trainer = self.data.trainer
         epoch, rank, ranks = trainer.fit_loop.epoch_progress.current.processed, trainer.global_rank, trainer.world_size
-        seed_everything(rank_seed(self.data.seed, epoch, rank))
-        shared = torch.Generator().manual_seed(rank_seed(self.data.seed, epoch, ranks))  # the same order on all ranks
+        seed_epoch(self.data.seed, epoch, rank)
+        # The same order on all ranks, and on any number of them.
+        shared = torch.Generator().manual_seed(derived_seed("demonstration order", self.data.seed, epoch, bits=32))
         yield from torch.randperm(self.num_chunks, generator=shared)[rank::ranks][: len(self)].tolist()
 
 

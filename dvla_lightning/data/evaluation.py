@@ -1,4 +1,4 @@
-"""What both data modules share: the collector and the held-out episodes of validation, test and prediction."""
+"""What both data modules share: the collector and the episodes of validation, test and prediction."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ from torch.utils.data import DataLoader, Dataset
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.header import Header, make_header
 from dvla_lightning.evaluation.run import EvaluationRun
-from dvla_lightning.evaluation.specs import Shard, SpecBatch, heldout_specs, num_protocol_episodes
+from dvla_lightning.evaluation.specs import Shard, SpecBatch, evaluation_specs, num_protocol_episodes
 from dvla_lightning.evaluation.step_schedule import StepSchedule, sampler_mismatch
 from dvla_lightning.evaluation.videos import require_av
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
 
+EvaluationSplit = Literal["selection", "heldout"]
+
 
 class EvaluationDataModule(LightningDataModule):
-    """Closed-loop evaluation on held-out initial states.
+    """Closed-loop evaluation, in `dvla fit` on the initial states of selection, else on those of `eval_split`.
+
+    What is chosen by its success on some episodes looks better on them than it is: the policy of the best epoch, the
+    settings of the best run. So there are two splits beside training, one to choose on and one to report.
 
     Args:
         collector: runs the episodes; None if this run never evaluates.
         tasks: "all", one name, or a list of names.
         num_steps: denoising steps K of every decision, where there is no schedule.
         schedule: step schedule, a YAML file of `dvla schedule`: K per task.
-        num_eval_episodes: held-out episodes of all tasks together; 0 evaluates nothing, "all" runs those that the
+        num_eval_episodes: evaluation episodes of all tasks together; 0 evaluates nothing, "all" runs as many as the
             environment's protocol asks for.
         eval_num_steps: K in evaluation; None evaluates with the schedule or `num_steps`.
         eval_seed: seed of the policy's draws in evaluation, the same at every evaluation.
+        eval_split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
         num_recorded_episodes: how many of them keep pictures for the log.
         save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
         eval_shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
@@ -52,6 +58,7 @@ class EvaluationDataModule(LightningDataModule):
         num_eval_episodes: int | Literal["all"],
         eval_num_steps: int | None,
         eval_seed: int,
+        eval_split: EvaluationSplit,
         num_recorded_episodes: int,
         save_videos: bool,
         eval_shard: str | None,
@@ -71,12 +78,18 @@ class EvaluationDataModule(LightningDataModule):
             self.steps = StepSchedule.read(schedule)
         self.num_eval_episodes = num_eval_episodes
         self.eval_num_steps = eval_num_steps
-        self.eval_seed = eval_seed
+        self.eval_seed, self.eval_split = eval_seed, eval_split
         self.num_recorded_episodes = num_recorded_episodes
         self.save_videos = save_videos
         self.eval_shard = Shard.parse(eval_shard)
         self._evaluation: EvaluationRun | None = None
         self.val_dataloader = self.test_dataloader = self.predict_dataloader = self._evaluation_dataloader
+
+    @property
+    def split(self) -> EvaluationSplit:
+        """Of the evaluation that runs now."""
+        is_fit = self.trainer is not None and self.trainer.state.fn == "fit"
+        return "selection" if is_fit else self.eval_split
 
     @property
     def eval_steps(self) -> dict[str, int]:
@@ -107,13 +120,13 @@ class EvaluationDataModule(LightningDataModule):
         return None
 
     def evaluation_specs(self) -> list[EpisodeSpec]:
-        """The held-out grid of all shards and ranks; the recorded episodes are spread over the tasks."""
+        """The grid of all shards and ranks; the recorded episodes are spread over the tasks."""
         environment, num_episodes = self.collector.environment, self.num_eval_episodes
         if num_episodes == "all":
             num_episodes = num_protocol_episodes(environment, self.tasks)
         if self.trainer is not None and self.trainer.fast_dev_run:
             num_episodes = len(self.tasks)
-        specs = heldout_specs(environment, self.tasks, num_episodes, self.eval_steps, self.eval_seed)
+        specs = evaluation_specs(environment, self.split, self.tasks, num_episodes, self.eval_steps, self.eval_seed)
         stride = max(1, len(specs) // max(1, self.num_recorded_episodes))
         recorded = set(list(range(0, len(specs), stride))[: self.num_recorded_episodes])
         return [dataclasses.replace(spec, pictures=n in recorded) for n, spec in enumerate(specs)]
@@ -121,7 +134,7 @@ class EvaluationDataModule(LightningDataModule):
     def _evaluation_dataloader(self) -> DataLoader | list:
         if not self.num_eval_episodes:
             return []
-        return DataLoader(HeldoutEpisodes(self), batch_size=None, collate_fn=_identity)
+        return DataLoader(EvaluationEpisodes(self), batch_size=None, collate_fn=_identity)
 
     def begin_evaluation(self, policy: DVLAPolicy) -> EvaluationRun:
         """Prepares an evaluation; a stand-alone validation or test keeps a manifest in the run directory.
@@ -140,9 +153,15 @@ class EvaluationDataModule(LightningDataModule):
         return self._evaluation
 
     def _header(self, policy: DVLAPolicy) -> Header:
-        per_task = len(self.evaluation_specs()) // len(self.tasks)
-        precision = str(self.trainer.precision)
-        return make_header(self.collector.environment, policy, self.eval_steps, per_task, self.eval_seed, precision)
+        return make_header(
+            self.collector.environment,
+            policy,
+            self.split,
+            self.eval_steps,
+            len(self.evaluation_specs()) // len(self.tasks),
+            self.eval_seed,
+            str(self.trainer.precision),
+        )
 
     def stop_on_sigterm(self) -> None:
         """Lightning looks at the signal between batches only; the episodes of one can take hours."""
@@ -153,14 +172,18 @@ class EvaluationDataModule(LightningDataModule):
         if self._evaluation is not None:
             self._evaluation.close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Gives the manifest free: the process may live on, and Lightning skips `teardown`."""
+        self._end_evaluation()
+
     def teardown(self, stage: str) -> None:
         self._end_evaluation()
         if self.collector is not None:
             self.collector.close()
 
 
-class HeldoutEpisodes(Dataset):
-    """One item: this rank's share of this shard of the held-out grid, each episode on one rank.
+class EvaluationEpisodes(Dataset):
+    """One item: this rank's share of this shard of the grid, each episode on one rank.
 
     Made when it is asked for: Lightning keeps a dataloader for the whole of fit, in which the schedule may change. A
     rank without episodes has an empty item and still takes part in the reduction.

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import IterableDataset
 
-from dvla_lightning.data.seeding import rank_seed, seed_everything
+from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError
 from dvla_lightning.objectives.rollout_batch import RolloutBatch
+from dvla_lightning.seeding import derived_seed
 
 if TYPE_CHECKING:
     from dvla_lightning.data.rollouts import RolloutDataModule
@@ -30,7 +31,7 @@ class IterationStream(IterableDataset):
         trainer = self.data.trainer
         # Not current_epoch: that is one too low in the first collection after a resume.
         iteration = trainer.fit_loop.epoch_progress.current.processed
-        seed_everything(rank_seed(self.data.seed, iteration, trainer.global_rank))
+        seed_epoch(self.data.seed, iteration, trainer.global_rank)
         module = trainer.lightning_module
         module.begin_iteration(iteration)
         batch = self.data.collect(iteration)
@@ -54,7 +55,8 @@ class IterationStream(IterableDataset):
                 "minibatch_size or episodes_per_iteration"
             )
         weight = float(sizes[data.trainer.global_rank] / sizes.mean())
-        generator = torch.Generator().manual_seed(rank_seed(data.seed, iteration, data.trainer.global_rank))
+        order_seed = derived_seed("minibatch order", data.seed, iteration, data.trainer.global_rank, bits=32)
+        generator = torch.Generator().manual_seed(order_seed)
         for epoch in range(data.ppo_epochs):
             order = torch.randperm(len(batch), generator=generator).to(batch.returns_B.device)
             for number, rows in enumerate(order.tensor_split(count)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dvla_lightning.data.assembly import assemble
 from dvla_lightning.data.clipping import clipping_metrics
-from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
 from dvla_lightning.data.groups import AdvantageName, EpisodeGroups
 from dvla_lightning.data.iteration_stream import IterationStream
 from dvla_lightning.data.rescheduling import Rescheduling, measurement_metrics
@@ -46,10 +46,11 @@ class RolloutDataModule(EvaluationDataModule):
         group_size: episodes that begin in the same initial state; "grpo" and "rloo" need at least 2.
         max_refills: with groups: leave out those in which all episodes came out alike, and collect new ones in their
             place up to so many times (dynamic sampling of DAPO); null: train on every group.
-        num_eval_episodes: held-out episodes of all tasks together; 0 evaluates nothing, "all" runs those that the
+        num_eval_episodes: evaluation episodes of all tasks together; 0 evaluates nothing, "all" runs as many as the
             environment's protocol asks for.
         eval_num_steps: K in evaluation; None evaluates with the schedule or `num_steps`.
         eval_seed: seed of the policy's draws in evaluation.
+        eval_split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
         num_recorded_episodes: how many evaluation episodes keep pictures for the log.
         save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
         eval_shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
@@ -80,6 +81,7 @@ class RolloutDataModule(EvaluationDataModule):
         num_eval_episodes: int | Literal["all"] = 100,
         eval_num_steps: int | None = None,
         eval_seed: int = 0,
+        eval_split: EvaluationSplit = "heldout",
         num_recorded_episodes: int = 10,
         save_videos: bool = False,
         eval_shard: str | None = None,
@@ -93,6 +95,7 @@ class RolloutDataModule(EvaluationDataModule):
             num_eval_episodes,
             eval_num_steps,
             eval_seed,
+            eval_split,
             num_recorded_episodes,
             save_videos,
             eval_shard,

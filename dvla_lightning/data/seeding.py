@@ -1,4 +1,4 @@
-"""Everything random in an epoch follows from the run's seed, the epoch's number and the rank: resuming repeats it."""
+"""Seeds the process at the start of an epoch: what torch, numpy and random draw in it is repeated by a resumed run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import random
 import numpy as np
 import torch
 
-
-def rank_seed(seed: int, epoch: int, rank: int) -> int:
-    """The seed of one epoch (RL: one iteration) on one rank."""
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+from dvla_lightning.seeding import derived_seed
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds torch, numpy and random."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Seeds torch, numpy and random for one epoch (RL: one iteration) of one rank."""
+    number = derived_seed("epoch", seed, epoch, rank, bits=32)  # numpy's and torch's generators read no more
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)

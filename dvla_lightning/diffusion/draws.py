@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 
-def row_uniforms(seeds: Sequence[int], num_steps: Sequence[int], length: int) -> Tensor:
-    """(B, K, 2, L) float64 in [0, 1): token and selection draws; row b is filled from its own seed up to its own K."""
-    uniform_BKNL = torch.zeros(len(seeds), max(num_steps), 2, length, dtype=torch.float64)
-    generator = torch.Generator()
-    for row, (seed, steps) in enumerate(zip(seeds, num_steps, strict=True)):
-        generator.manual_seed(seed)
-        torch.rand((steps, 2, length), generator=generator, dtype=torch.float64, out=uniform_BKNL[row, :steps])
-    return uniform_BKNL
+class Purpose(IntEnum):
+    """What a row's numbers are for; no two purposes of a seed share one."""
+
+    TOKENS = 1
+    MASKS = 2
+
+
+def seeded_uniforms(seeds: Sequence[int], purpose: Purpose, count: int) -> Tensor:
+    """(B, count) float64 in [0, 1); a row's numbers follow from its seed and the purpose, and fewer are the first ones.
+
+    Not from torch's generator: it reads 32 bits of a seed, in which some decisions of a long run are bound to agree.
+
+    Args:
+        seeds: one per row, in [-2^63, 2^63).
+        purpose: what the numbers are for.
+        count: numbers per row.
+    """
+    start_B = _mix(_mix(torch.tensor(seeds, dtype=torch.int64)) + int(purpose))
+    return _shift(split_mix(start_B, count), 11).double() * 2.0**-53
+
+
+def split_mix(start_B: Tensor, count: int) -> Tensor:
+    """(B, count) int64: the first numbers of SplitMix64, each a hash of its place, so that all are made at once.
+
+    Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", OOPSLA, with the constants of Java's
+    SplittableRandom: the golden ratio and variant 13 of D. Stafford's mixers. Products of int64 wrap around, as meant.
+    """
+    return _mix(start_B[:, None] + (0x9E3779B97F4A7C15 - 2**64) * torch.arange(1, count + 1))
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    z = (z ^ _shift(z, 27)) * (0x94D049BB133111EB - 2**64)
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros coming in at the left."""
+    return z.bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
+
+
+def row_uniforms(seeds: Sequence[int], num_steps: int, length: int) -> Tensor:
+    """(B, K, 2, L) float64 in [0, 1): token and selection draws of K steps; fewer steps have the same numbers."""
+    return seeded_uniforms(seeds, Purpose.TOKENS, num_steps * 2 * length).view(-1, num_steps, 2, length)
 
 
 def inverse_cdf(log_probs_BLV: Tensor, uniform_BL: Tensor) -> Tensor:

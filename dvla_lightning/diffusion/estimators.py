@@ -13,12 +13,10 @@ from dataclasses import astuple, dataclass, fields
 import torch
 from torch import Tensor
 
+from dvla_lightning.diffusion.draws import Purpose, seeded_uniforms
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.diffusion.views import MaskedViews
-
-# Masks must not be drawn from the numbers that drew the tokens: this changes every bit pattern the generator reads.
-_MASK_SEED = 0x9E3779B9
 
 
 class Estimator(ABC):
@@ -222,14 +220,10 @@ def _hidden_views(hidden_BSL: Tensor, path: DenoisingPath, mask_id: int, value_v
 
 
 def _mask_uniforms(path: DenoisingPath, count: int) -> tuple[Tensor, Tensor]:
-    """Uniform numbers in [0, 1) that depend on each row's seed alone: (B, count, 1) and (B, count, L) float32."""
+    """Uniform numbers in [0, 1) that depend on each row's seed alone: (B, count, 1) and (B, count, L) float64."""
     batch, length = path.tokens_BL.shape
-    uniform_BSN = torch.empty(batch, count, 1 + length)
-    generator = torch.Generator()
-    for row, seed in enumerate(path.seed_B.tolist()):
-        generator.manual_seed((seed ^ _MASK_SEED) & 0xFFFFFFFF)
-        torch.rand((count, 1 + length), generator=generator, out=uniform_BSN[row])
-    uniform_BSN = uniform_BSN.to(path.tokens_BL.device)
+    uniform_BN = seeded_uniforms(path.seed_B.tolist(), Purpose.MASKS, count * (1 + length))
+    uniform_BSN = uniform_BN.view(batch, count, 1 + length).to(path.tokens_BL.device)
     return uniform_BSN[..., :1], uniform_BSN[..., 1:]
 
 

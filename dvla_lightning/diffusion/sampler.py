@@ -163,18 +163,19 @@ class Sampler:
             num_positions: L.
             mask_id: id of MASK.
             num_steps: K of each of the B rows, 1 <= K <= L.
-            seeds: one per row; a row's draws depend on its seed alone, not on the batch it is in. Torch's generator
-                reads the low 32 bits.
+            seeds: one per row; a row's draws depend on its seed alone, not on the batch it is in.
 
         Returns:
             The path, on the device of the network's output.
 
         Raises:
-            ValueError: if a K is not in 1..L.
+            ValueError: if a K is not in 1..L, or there are more or fewer seeds than rows.
         """
+        if len(seeds) != len(num_steps):
+            raise ValueError(f"{len(num_steps)} rows need as many seeds, got {len(seeds)}")
         counts = [commit_counts(num_positions, steps, self.schedule) for steps in num_steps]
         max_steps = max(num_steps)
-        uniform_BKNL = row_uniforms(seeds, num_steps, num_positions)
+        uniform_BKNL = row_uniforms(seeds, max_steps, num_positions)
         logits_BLV = denoise(torch.full((len(counts), num_positions), mask_id), torch.arange(len(counts)))
         state = PartialChunks(counts, max_steps, num_positions, mask_id, logits_BLV.device)
         uniform_BKNL = uniform_BKNL.to(logits_BLV.device)

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from dvla_lightning.errors import UserError
 
-SPLITS = ("train", "heldout")
+# Split -> its name for people. Policies learn on the first, are chosen on the second and reported on the third.
+SPLIT_NAMES = {"train": "training", "selection": "selection", "heldout": "held-out"}
+SPLITS = tuple(SPLIT_NAMES)
 
 
 class Observation(TypedDict):
@@ -40,7 +42,7 @@ class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     serves every task of its recipe; `reset` switches between them. The reset options are
 
     * ``task`` (str): one of the recipe's tasks,
-    * ``split`` (str): "train" or "heldout"; the two never share an initial state, unless the recipe was asked to,
+    * ``split`` (str): "train", "selection" or "heldout"; no two share an initial state, unless the recipe was asked to,
     * ``initial_state`` (int): which initial state of that task and split; the same number gives the same state,
     * ``expert_noise`` (float): how far the scripted expert strays from its best action, 0 = not at all,
     * ``expert_attempt`` (int): which of its plans the expert follows, 0 = the most promising one.
@@ -138,6 +140,14 @@ class Environment(ABC):
     @abstractmethod
     def num_heldout_states(self, task: str) -> int | None:
         """How many held-out initial states a task has; None if they are unlimited."""
+
+    def num_selection_states(self, task: str) -> int | None:
+        """How many initial states a task has on which policies are chosen during training; None if unlimited."""
+        return None
+
+    def num_states(self, task: str, split: str) -> int | None:
+        """How many initial states a task has to evaluate on, in split "selection" or "heldout"; None if unlimited."""
+        return self.num_heldout_states(task) if split == "heldout" else self.num_selection_states(task)
 
     def num_trials(self, task: str) -> int | None:
         """How many held-out episodes of a task the benchmark's protocol asks for; None if it does not say."""

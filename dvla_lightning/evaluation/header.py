@@ -13,7 +13,7 @@ from dvla_lightning.evaluation.records import EpisodeKey
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.policy_directory import fingerprint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no checksums, and seeds that depended on the number of episodes
 
 Header = dict[str, Any]
 """Everything that an episode's outcome may depend on, and `remarks`, which its table must show."""
@@ -22,18 +22,20 @@ Header = dict[str, Any]
 def make_header(
     environment: Environment,
     policy: DVLAPolicy,
+    split: str,
     num_steps: Mapping[str, int],
     episodes_per_task: int,
     seed: int,
     precision: str,
 ) -> Header:
-    """The header of an evaluation on held-out initial states, in plain JSON types.
+    """The header of an evaluation, in plain JSON types.
 
     Args:
         environment: where the episodes run.
         policy: what is evaluated.
+        split: "heldout", or "selection".
         num_steps: task -> K, of all tasks in their order.
-        episodes_per_task: over all shards; the seeds of the episodes depend on it.
+        episodes_per_task: over all shards; an evaluation may grow.
         seed: of the evaluation.
         precision: of the Trainer.
     """
@@ -41,7 +43,7 @@ def make_header(
         "format_version": FORMAT_VERSION,
         "policy": fingerprint(policy),
         "environment": dict(environment.identity()),
-        "split": "heldout",
+        "split": split,
         "seed": seed,
         "num_steps": dict(num_steps),
         "episodes_per_task": episodes_per_task,
@@ -57,6 +59,11 @@ def make_header(
 def grid(header: Header) -> list[EpisodeKey]:
     """All episodes of an evaluation, shards together, in order."""
     return [EpisodeKey(task, state) for task in header["num_steps"] for state in range(header["episodes_per_task"])]
+
+
+def grown(header: Header, episodes_per_task: int) -> Header:
+    """The same evaluation with another number of episodes."""
+    return {**header, "episodes_per_task": episodes_per_task}
 
 
 def differences(there: Header, here: Header) -> str:

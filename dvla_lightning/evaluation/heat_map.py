@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dvla_lightning.evaluation.whole_file import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -66,8 +68,6 @@ def save_figure(path: Path, figure: Figure) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(picture).save(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        Image.fromarray(picture).save(partial, format="png")
     return picture

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.whole_file import whole_file
 from dvla_lightning.rollout.episode import Episode
 
 
@@ -30,14 +32,21 @@ def picture_strip(episode: Episode, num_frames: int = 6) -> NDArray[np.uint8]:
 
 
 def save_strip(path: Path, strip: NDArray[np.uint8], caption: str) -> None:
-    """Writes a PNG file, its caption in the file's metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a PNG file, its caption in the file's metadata; it appears whole or not at all."""
     information = PngInfo()
     information.add_text("Description", caption)
-    Image.fromarray(strip).save(path, pnginfo=information)
+    with whole_file(path) as partial:
+        Image.fromarray(strip).save(partial, format="png", pnginfo=information)
 
 
 def load_strip(path: Path) -> tuple[NDArray[np.uint8], str]:
-    """A picture written by `save_strip` and its caption."""
-    with Image.open(path) as image:
-        return np.asarray(image), image.text.get("Description", "")
+    """A picture written by `save_strip` and its caption.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB")), image.text.get("Description", "")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"the picture {path} is damaged ({error}): delete it") from error

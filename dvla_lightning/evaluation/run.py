@@ -1,4 +1,4 @@
-"""Runs held-out episodes, keeps their manifest, and goes on with one that was interrupted."""
+"""Runs the episodes of an evaluation, keeps their manifest, and goes on with one that was interrupted."""
 
 from __future__ import annotations
 
@@ -54,10 +54,17 @@ class EvaluationRun:
         found = gather_or_raise(outcome)
         self.records = settle(record for part in found for record in part.values())
         self.header = header
-        self._manifest.begin()
+        gather_or_raise(self._begin())
         if self.records and rank == 0:
             done = sum(record.error is None for record in self.records.values())
             print(f"{done} episodes are in {self._manifest.path} already and are not run again", flush=True)
+
+    def _begin(self) -> UserError | None:
+        try:
+            self._manifest.begin()
+        except UserError as error:
+            return error
+        return None
 
     def run(
         self, specs: Sequence[EpisodeSpec], title: str, before_decision: Callable[[], None] | None = None

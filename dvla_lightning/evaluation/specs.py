@@ -1,17 +1,20 @@
-"""Which episodes to run: training specs of an RL iteration, held-out specs of an evaluation."""
+"""Which episodes to run: training specs of an RL iteration, the grid of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dvla_lightning.envs.base import Environment
+from dvla_lightning.envs.base import SPLIT_NAMES, Environment
 from dvla_lightning.errors import UserError
 from dvla_lightning.rollout.episode import EpisodeSpec
+from dvla_lightning.seeding import derived_seed, seed_sequence
 
-T = TypeVar("T")
+MAX_EPISODES = 1_000_000  # of an evaluation; far more than anybody runs, and few enough to be held in memory
+NO_STATES = "choose tasks that have some, or set num_eval_episodes: 0"
+Use = Literal["rollouts", "demonstrations", "schedule"]
 
 
 class SpecBatch:
@@ -44,9 +47,10 @@ class Shard(NamedTuple):
             raise UserError(f"eval_shard {text!r}: give i/n with i from 0 to n - 1, for example 0/2")
         return cls(int(index), int(count))
 
-    def of(self, items: Sequence[T]) -> Sequence[T]:
-        """This shard's share: every `count`-th item."""
-        return items[self.index :: self.count]
+    def of(self, specs: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:
+        """This shard's share: every `count`-th initial state of each task, so that a grid may grow under its shards."""
+        numbers = {task: number for number, task in enumerate(dict.fromkeys(spec.task for spec in specs))}
+        return [spec for spec in specs if (numbers[spec.task] + spec.initial_state) % self.count == self.index]
 
 
 def training_specs(
@@ -57,23 +61,26 @@ def training_specs(
     iteration: int,
     group_size: int = 1,
     refill: int = 0,
+    use: Use = "rollouts",
 ) -> list[EpisodeSpec]:
-    """Fresh training episodes, spread evenly over the tasks; the same for the same seed, iteration and refill.
+    """Fresh training episodes, spread evenly over the tasks; fewer episodes are the first ones of more.
 
     Args:
         tasks: names of the tasks; where they do not divide the groups, the surplus rotates with the iteration.
         num_episodes: of all ranks together, a multiple of `group_size`.
         num_steps: denoising steps K, or K of each task.
         seed: of the run.
-        iteration: number of the RL iteration, from 0.
+        iteration: number of the RL iteration, from 0; of the task, where each is drawn by itself.
         group_size: consecutive episodes that begin in the same initial state and differ in their seeds.
         refill: number of the collection inside the iteration, from 0.
+        use: what the episodes are for; no two uses have a stream in common.
 
     Returns:
         The specs, group after group; a rank takes every world-size-th group.
     """
-    entropy = [seed, iteration, refill] if refill else [seed, iteration]
-    states, seeds = _draw(num_episodes, entropy)
+    stream = (use, seed, iteration, refill)
+    states = seed_sequence("training initial states", *stream).generate_state(num_episodes, np.uint32) >> 1
+    seeds = seed_sequence("training episodes", *stream).generate_state(num_episodes, np.uint64) >> 11
     specs = []
     for number in range(num_episodes):
         group = number // group_size
@@ -82,36 +89,59 @@ def training_specs(
     return specs
 
 
-def heldout_specs(
-    environment: Environment, tasks: Sequence[str], num_episodes: int, num_steps: int | Mapping[str, int], seed: int
+def evaluation_specs(
+    environment: Environment,
+    split: str,
+    tasks: Sequence[str],
+    num_episodes: int,
+    num_steps: int | Mapping[str, int],
+    seed: int,
 ) -> list[EpisodeSpec]:
-    """The evaluation grid: held-out initial states 0, 1, 2, ... of every task, the same at every call.
+    """The evaluation grid: initial states 0, 1, 2, ... of a split of every task, the same at every call.
+
+    An episode does not depend on how many others there are: a larger grid has the smaller one in it.
 
     Args:
-        environment: knows how many held-out states there are.
+        environment: knows how many initial states there are.
+        split: "heldout", or "selection".
         tasks: names of the tasks.
         num_episodes: of all tasks together; a multiple of the number of tasks.
         num_steps: denoising steps K, or K of each task.
         seed: of the evaluation; policy draws follow from it.
 
     Raises:
-        UserError: if the episodes cannot be spread evenly, or a task has fewer held-out states.
+        UserError: if the episodes cannot be spread evenly, or a task has fewer initial states.
     """
     per_task, rest = divmod(num_episodes, len(tasks))
     if rest or per_task < 1:
         raise UserError(f"num_eval_episodes ({num_episodes}) must be a positive multiple of the {len(tasks)} tasks")
+    if num_episodes > MAX_EPISODES:
+        raise UserError(f"num_eval_episodes ({num_episodes}) can be {MAX_EPISODES} at most")
     specs = []
     for task in tasks:
-        available = environment.num_heldout_states(task)
+        available = environment.num_states(task, split)
         if available is not None and per_task > available:
-            raise UserError(
-                f"task {task!r} has {available} held-out initial states, {per_task} were asked for: "
-                f"set num_eval_episodes to at most {available * len(tasks)}"
-            )
-        _, seeds = _draw(per_task, [seed, *task.encode()])
+            remedy = f"set num_eval_episodes to at most {available * len(tasks)}" if available else NO_STATES
+            states = f"{available} {SPLIT_NAMES[split]} initial states"
+            raise UserError(f"task {task!r} has {states}, {per_task} were asked for: {remedy}")
         steps = _steps(num_steps, task)
-        specs += [EpisodeSpec(task, "heldout", state, int(seeds[state]), steps) for state in range(per_task)]
+        specs += [
+            EpisodeSpec(task, split, state, evaluation_seed(split, seed, task, state), steps)
+            for state in range(per_task)
+        ]
     return specs
+
+
+def evaluation_seed(split: str, seed: int, task: str, initial_state: int) -> int:
+    """The seed of an evaluation's episode, in [0, 2^53).
+
+    Args:
+        split: of the initial state.
+        seed: of the evaluation.
+        task: name of the task.
+        initial_state: its number.
+    """
+    return derived_seed("evaluation episode", split, seed, task, initial_state)
 
 
 def num_protocol_episodes(environment: Environment, tasks: Sequence[str]) -> int:
@@ -130,9 +160,3 @@ def num_protocol_episodes(environment: Environment, tasks: Sequence[str]) -> int
 
 def _steps(num_steps: int | Mapping[str, int], task: str) -> int:
     return num_steps if isinstance(num_steps, int) else num_steps[task]
-
-
-def _draw(count: int, entropy: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """`count` initial-state numbers and `count` episode seeds, each in [0, 2^31)."""
-    numbers = np.random.SeedSequence(list(entropy)).generate_state(2 * count, np.uint32) >> 1
-    return numbers[:count], numbers[count:]

@@ -21,9 +21,6 @@ from dvla_lightning.policy_directory import fingerprint
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import Episode
 
-# Offset of the task's number that keeps these initial states apart from those of RL iterations (from 0) and of
-# demonstrations (from 2^31) with the same seed.
-FIRST_ITERATION = 3 * 2**30
 # Decisions per K behind the median that is reported; a measured figure, nothing follows from it.
 TIMED_DECISIONS = 20
 
@@ -56,7 +53,9 @@ def measure_schedule(
     confidence: float = 0.95,
     before_decision: Callable[[], None] | None = None,
 ) -> StepSchedule:
-    """Runs the same training episodes at every K and chooses K per task; held-out initial states stay untouched.
+    """Runs the same training episodes at every K and chooses K per task.
+
+    It chooses, so held-out initial states stay untouched, and so do those of selection, on which the result is judged.
 
     Args:
         policy: in eval mode, on its device.
@@ -204,12 +203,12 @@ def _run(
 
     A rank that cannot run its share takes the others along: one that stopped alone would leave them waiting.
     """
-    iteration = FIRST_ITERATION + collector.environment.tasks.index(task)
+    number = collector.environment.tasks.index(task)
     own: dict[int, list[Outcome]] = {}
     problem: UserError | None = None
     try:
         for steps in num_steps:
-            specs = own_share(training_specs([task], episodes_per_task, steps, seed, iteration))
+            specs = own_share(training_specs([task], episodes_per_task, steps, seed, number, use="schedule"))
             title = f"{task}, K = {steps}"
             episodes = collector.run(policy, specs, title, before_decision, keep_decisions=False)
             own[steps] = _outcomes(episodes, TIMED_DECISIONS if steps == min(num_steps) else 0)

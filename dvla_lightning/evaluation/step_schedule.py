@@ -94,12 +94,12 @@ class StepSchedule(Mapping[str, int]):
             UserError: if the file is missing, not YAML or not a schedule.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
         except FileNotFoundError:
             raise UserError(f"the step schedule {path} does not exist: {MEASURE}") from None
         except OSError as error:
             raise UserError(f"the step schedule {path} cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except Exception as error:  # of no YAML and no UTF-8; for odd tags and numbers PyYAML raises whatever comes
             raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
         if not isinstance(content, dict) or "num_steps" not in content:
             raise UserError(f"{path} is not a step schedule (it has no key num_steps): {MEASURE}")
@@ -154,6 +154,15 @@ def sampler_mismatch(schedule: StepSchedule, sampler: Sampler) -> str | None:
         f"{schedule.source} was measured with sampler {name} {measured[name]!r}, the policy's has "
         f"{used.get(name)!r}: measure it again with `dvla schedule`"
     )
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases, which no schedule has: ten lines with them can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed: write their content out")
+        return super().compose_node(parent, index)
 
 
 class _Line(dict[str, Any]):

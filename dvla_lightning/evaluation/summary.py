@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dvla_lightning.envs.base import SPLIT_NAMES
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation import chain
 from dvla_lightning.evaluation.header import Header, grid
 from dvla_lightning.evaluation.manifest import NAME
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
@@ -20,6 +22,10 @@ from dvla_lightning.evaluation.success import (
     success_table,
     wilson_interval,
 )
+from dvla_lightning.evaluation.validation import check_header, read_record
+from dvla_lightning.evaluation.whole_file import whole_file
+
+ADDED = ("tasks", "total", "episodes", "checksum")  # by evaluation.json to the header
 
 
 def conclude(directory: Path, header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> str:
@@ -55,12 +61,13 @@ def summarize(header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> di
         Plain JSON types.
     """
     counts, num_steps = count_by_task(header["num_steps"], records.values()), header["num_steps"]
-    return {
+    summary = {
         **header,
         "tasks": {task: _count_record({task: count}, num_steps) for task, count in counts.items()},
         "total": _count_record(counts, num_steps),
         "episodes": [dataclasses.asdict(record) for _, record in sorted(records.items())],
     }
+    return {**summary, "checksum": chain.checksum(chain.START, summary)}
 
 
 def evaluation_table(header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> str:
@@ -71,7 +78,7 @@ def evaluation_table(header: Header, records: Mapping[EpisodeKey, EpisodeRecord]
         records: of its episodes; where some are missing, the first line says so.
     """
     num_steps, environment = header["num_steps"], header["environment"]
-    title = f"held-out episodes, {steps_text(num_steps)}"
+    title = f"{SPLIT_NAMES[header['split']]} episodes, {steps_text(num_steps)}"
     if "suite" in environment:
         protocol = f", protocol {environment['protocol']}" if environment.get("protocol") else ""
         title = f"{environment['suite']}{protocol}: {title}"
@@ -83,29 +90,29 @@ def evaluation_table(header: Header, records: Mapping[EpisodeKey, EpisodeRecord]
 
 def remark_lines(header: Mapping[str, Any]) -> list[str]:
     """What every table made from an evaluation says under its rows."""
-    return [f"note: {remark}" for remark in header.get("remarks", [])]
+    return [f"note: {remark}" for remark in header["remarks"]]
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> Path:
     """Writes evaluation.json; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=1) + "\n")
-    return partial.rename(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(summary, indent=1) + "\n")
+    return path
 
 
-def read_counts(path: Path) -> tuple[dict[str, Any], dict[str, SuccessCount]]:
-    """A summary and its counts per task; `num_steps` is task -> K, which older ones wrote as one number.
+def read_summary(path: Path) -> tuple[Header, dict[EpisodeKey, EpisodeRecord]]:
+    """The evaluation behind an evaluation.json, in which everything must follow from header and episodes.
 
     Raises:
-        UserError: if the file is missing or no summary.
+        UserError: if the file is missing, or no summary, or changed since it was written.
     """
     try:
-        record = json.loads(path.read_text())
-        names = [field.name for field in dataclasses.fields(SuccessCount)]
-        counts = {task: SuccessCount(**{k: row[k] for k in names}) for task, row in record["tasks"].items()}
-        if isinstance(record["num_steps"], int):
-            record["num_steps"] = dict.fromkeys(counts, record["num_steps"])
+        content = chain.parse(path.read_bytes())
+        check_header(content)
+        header = {name: value for name, value in content.items() if name not in ADDED}
+        records = _read_episodes(content.get("episodes"), header)
+        if json.dumps(summarize(header, records)) != json.dumps(content):
+            raise ValueError("its counts or its checksum do not follow from its episodes")
     except (FileNotFoundError, NotADirectoryError):
         if path.with_name(NAME).exists():
             raise UserError(
@@ -113,9 +120,29 @@ def read_counts(path: Path) -> tuple[dict[str, Any], dict[str, SuccessCount]]:
                 "its shards with `dvla merge`"
             ) from None
         raise UserError(f"{path} does not exist: `dvla validate` writes it") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is not the record of an evaluation ({error!r})") from error
-    return record, counts
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not the record of an evaluation ({error}): the same `dvla validate` writes it anew from its "
+            "manifest"
+        ) from error
+    return header, records
+
+
+def _read_episodes(rows: Any, header: Header) -> dict[EpisodeKey, EpisodeRecord]:
+    """The records of a whole evaluation; raises `ValueError` if they are none."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it has no list of episodes")
+    records: dict[EpisodeKey, EpisodeRecord] = {}
+    for row in rows:
+        record = read_record(row, header)
+        if record.key in records:
+            raise ValueError(f"{record.key} is there twice")
+        records[record.key] = record
+    if len(records) < len(grid(header)):
+        raise ValueError(f"{len(records)} of {len(grid(header))} episodes are there")
+    return records
 
 
 def _count_record(counts: Mapping[str, SuccessCount], num_steps: Mapping[str, int]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.whole_file import whole_file
 from dvla_lightning.rollout.episode import Episode
 
 # One picture per decision. At 20 control steps per second and 8 actions per decision that is twice real time.
@@ -33,17 +34,15 @@ def save_video(folder: Path, episode: Episode) -> Path:
     import av
     import numpy as np
 
-    folder.mkdir(parents=True, exist_ok=True)
     outcome = "success" if episode.success else "failure"
     path = folder / f"{episode.spec.task}-{episode.spec.initial_state}-{outcome}.mp4"
-    partial = path.with_suffix(".partial")
     pictures = [transition.picture for transition in episode.transitions]
     height, width = (size - size % 2 for size in pictures[0].shape[:2])  # H.264 halves the resolution of colours
-    with av.open(str(partial), "w", format="mp4") as container:
+    with whole_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pictures:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return partial.rename(path)
+    return path

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from tqdm import tqdm
 
 from dvla_lightning.envs.base import Environment
@@ -15,6 +14,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.policy import Decisions, DVLAPolicy
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 from dvla_lightning.rollout.pool import Actor, Command, WorkerPool
+from dvla_lightning.seeding import derived_seed
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Collector:
                 before_decision()
             start = time.perf_counter()
             observations = [episode.transitions[-1].observation for episode in episodes]
-            seeds = [_decision_seed(episode.spec.seed, episode.num_decisions) for episode in episodes]
+            seeds = [derived_seed("decision", e.spec.seed, e.num_decisions, bits=63) for e in episodes]
             decisions = policy.decide(observations, [episode.spec.num_steps for episode in episodes], seeds)
             actions = decisions.actions.float().cpu().numpy()
             self.times.policy += time.perf_counter() - start
@@ -196,8 +196,3 @@ class Collector:
                 bar.set_postfix_str(f"success {successes}/{bar.n + 1}, errors {errors}, {rate:.0f} env steps/s")
                 bar.update()
                 yield episode
-
-
-def _decision_seed(episode_seed: int, decision: int) -> int:
-    """The seed of one decision of an episode, in [0, 2^63)."""
-    return int(np.random.SeedSequence([episode_seed, decision]).generate_state(1, np.uint64)[0] >> np.uint64(1))

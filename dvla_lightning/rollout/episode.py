@@ -17,7 +17,7 @@ class EpisodeSpec:
 
     Attributes:
         task: name of the task.
-        split: "train" or "heldout".
+        split: "train", "selection" or "heldout".
         initial_state: which initial state of that task and split.
         seed: everything random in the episode (policy draws, expert noise) follows from it.
         num_steps: denoising steps K of every decision; 0 when an expert runs the episode.

@@ -12,6 +12,7 @@ import dvla_lightning.envs.libero
 import dvla_lightning.envs.robotwin
 import dvla_lightning.envs.tabletop  # noqa: F401 - short class names resolve to what is imported
 from dvla_lightning.data.demonstration_writer import DemonstrationWriter
+from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.success import SuccessCount, success_table
@@ -19,8 +20,6 @@ from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
 from dvla_lightning.tools.parser import run_tool
 
-# Offset that keeps the initial states of demonstrations apart from those of RL iterations with the same seed.
-FIRST_ITERATION = 2**31
 # An expert that fails this often on every initial state is broken: give up instead of trying forever.
 STATES_PER_DEMONSTRATION = 20
 
@@ -66,9 +65,9 @@ def collect(
     candidates = {
         task: [
             dataclasses.replace(spec, expert_noise=expert_noise)
-            for spec in training_specs([task], STATES_PER_DEMONSTRATION * count, 0, seed, FIRST_ITERATION + n)
+            for spec in _candidates(collector.environment, task, STATES_PER_DEMONSTRATION * count, seed)
         ]
-        for n, (task, count) in enumerate(wanted.items())
+        for task, count in wanted.items()
     }
     with DemonstrationWriter(Path(out), collector.environment, observe_every, expert_noise) as writer:
         if writer.lost:
@@ -108,6 +107,11 @@ def _fill(
                 raise UserError(f"every episode ended in an error, the first one in: {last_line(episodes[0].error)}")
     finally:
         collector.close()
+
+
+def _candidates(environment: Environment, task: str, count: int, seed: int) -> list[EpisodeSpec]:
+    """Episodes of one task, whichever others are collected; fewer are the first ones of more."""
+    return training_specs([task], count, 0, seed, environment.tasks.index(task), use="demonstrations")
 
 
 def _next_specs(

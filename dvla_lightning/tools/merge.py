@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.header import Header, differences, grid
-from dvla_lightning.evaluation.manifest import read_directory, write_manifest
+from dvla_lightning.evaluation.manifest import find_files, read_directory, write_manifest
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
 from dvla_lightning.evaluation.summary import conclude
 from dvla_lightning.tools.parser import OneSentenceParser
@@ -33,7 +33,7 @@ def merge(shards: Sequence[str], out: str) -> None:
         UserError: if a directory is no shard, the shards are of different evaluations, an episode is in two of them,
             or one is in none.
     """
-    if list(Path(out).glob("evaluation*.json*")):
+    if find_files(Path(out), "evaluation*.json*"):
         raise UserError(f"--out {out} holds an evaluation already: choose another directory")
     header, records = _join([Path(shard) for shard in shards])
     missing = [key for key in grid(header) if key not in records]

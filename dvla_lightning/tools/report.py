@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -14,11 +15,24 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dvla_lightning.envs.base import SPLIT_NAMES
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.comparison import Comparison, check_comparable, compare
+from dvla_lightning.evaluation.header import Header
 from dvla_lightning.evaluation.pictures import load_strip
-from dvla_lightning.evaluation.success import SuccessCount, network_evaluations, steps_text, wilson_interval
-from dvla_lightning.evaluation.summary import read_counts, remark_lines
+from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
+from dvla_lightning.evaluation.success import (
+    SuccessCount,
+    count_by_task,
+    network_evaluations,
+    steps_text,
+    wilson_interval,
+)
+from dvla_lightning.evaluation.summary import read_summary, remark_lines
+from dvla_lightning.evaluation.whole_file import whole_file
 from dvla_lightning.tools.parser import run_tool
+
+SHOWN = 5  # of the pairs that are left out
 
 
 def main(args: Sequence[str]) -> None:
@@ -27,7 +41,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def report(before: str, after: str, run: str, out: str = "report.png") -> None:
-    """Compares two evaluations of the same held-out episodes and draws the learning curve between them.
+    """Compares two evaluations of the same episodes and draws the learning curve between them.
 
     Args:
         before: run directory, or evaluation.json, of `dvla validate` before RL.
@@ -40,46 +54,53 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     """
     if Path(out).suffix != ".png":
         raise UserError(f"--out {out}: give a name that ends in .png")
-    record_before, counts_before = read_counts(_record_path(before))
-    record_after, counts_after = read_counts(_record_path(after))
-    different = [key for key in ("environment", "seed") if record_before[key] != record_after[key]]
-    if different or [*_grid(record_before)] != [*_grid(record_after)]:
-        raise UserError(f"{before} and {after} are not evaluations of the same episodes ({different or 'episodes'})")
-    steps_before, steps_after = record_before["num_steps"], record_after["num_steps"]
-    print(_table(counts_before, counts_after, steps_before, steps_after))
-    for record, name in ((record_before, "before"), (record_after, "after")):
-        for line in remark_lines(record):
+    (header_before, records_before), (header_after, records_after) = (
+        read_summary(_record_path(path)) for path in (before, after)
+    )
+    check_comparable(header_before, header_after)
+    compared = compare(header_before["num_steps"], records_before, records_after)
+    sides = Side.of(header_before, records_before), Side.of(header_after, records_after)
+    title = f"{SPLIT_NAMES[header_after['split']]} episodes"
+    print(_table(title, *sides, compared))
+    for header, name in ((header_before, "before"), (header_after, "after")):
+        for line in remark_lines(header):
             print(f"{line} ({name})")
-    _draw(Path(run), Path(after), counts_before, counts_after, Path(out))
+    _draw(Path(run), Path(after), title, *sides, compared, Path(out))
     print(f"picture: {out}")
+
+
+class Side(NamedTuple):
+    """One of the two evaluations: task -> its count, and task -> K."""
+
+    counts: dict[str, SuccessCount]
+    num_steps: dict[str, int]
+
+    @classmethod
+    def of(cls, header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> Side:
+        return cls(count_by_task(header["num_steps"], records.values()), header["num_steps"])
 
 
 def _record_path(path: str) -> Path:
     return Path(path) if path.endswith(".json") else Path(path) / "evaluation.json"
 
 
-def _grid(record: dict) -> list[tuple]:
-    return [(row["task"], row["initial_state"], row["seed"]) for row in record["episodes"]]
-
-
-def _table(
-    before: dict[str, SuccessCount],
-    after: dict[str, SuccessCount],
-    steps_before: dict[str, int],
-    steps_after: dict[str, int],
-) -> str:
-    rows = [(task, before[task], after[task]) for task in before]
-    rows.append(("all tasks", sum(before.values(), SuccessCount(0, 0)), sum(after.values(), SuccessCount(0, 0))))
-    width = max(len(name) for name, _, _ in rows)
-    steps = steps_text(steps_after)
-    if steps_before != steps_after:
-        steps = f"{steps_text(steps_before)} before and {steps} after"
-    lines = [f"held-out episodes, {steps}: success [95 % Wilson]", f"{'task':<{width}}  {'SFT':<34}  RL"]
-    lines += [f"{name:<{width}}  {old!s:<34}  {new}" for name, old, new in rows]
-    costs = [
-        network_evaluations(before, steps_before).per_decision,
-        network_evaluations(after, steps_after).per_decision,
+def _table(title: str, before: Side, after: Side, compared: Comparison) -> str:
+    rows = [(task, before.counts[task], after.counts[task], compared.by_task[task]) for task in before.counts]
+    totals = (sum(side.counts.values(), SuccessCount(0, 0)) for side in (before, after))
+    rows.append(("all tasks", *totals, compared.total))
+    width = max(len(name) for name, *_ in rows)
+    steps = steps_text(after.num_steps)
+    if before.num_steps != after.num_steps:
+        steps = f"{steps_text(before.num_steps)} before and {steps} after"
+    lines = [
+        f"{title}, {steps}: success [95 % Wilson]; RL - SFT in points [95 %, paired, Newcombe 1998 method 10]",
+        f"{'task':<{width}}  {'SFT':<34}  {'RL':<34}  RL - SFT",
     ]
+    lines += [f"{name:<{width}}  {old!s:<34}  {new!s:<34}  {difference}" for name, old, new, difference in rows]
+    if compared.dropped:
+        shown = "; ".join(map(str, compared.dropped[:SHOWN])) + ("; ..." if len(compared.dropped) > SHOWN else "")
+        lines.append(f"pairs left out, because an episode ended in an error: {len(compared.dropped)} ({shown})")
+    costs = [network_evaluations(*side).per_decision for side in (before, after)]
     return "\n".join([*lines, f"network evaluations per decision: {costs[0]:.2f} before, {costs[1]:.2f} after"])
 
 
@@ -89,27 +110,27 @@ def _scalars(run: Path, tag: str) -> tuple[list[int], list[float]]:
         raise UserError(f"{run} is no directory: give the run directory of an RL fit")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    if tag not in events.Tags()["scalars"]:
-        raise UserError(f"{run} has no TensorBoard scalar {tag!r}: give the run directory of an RL fit")
+    if missing := {tag, "epoch"} - set(events.Tags()["scalars"]):
+        raise UserError(f"{run} has no TensorBoard scalar {max(missing)!r}: give the run directory of an RL fit")
     epochs = {event.step: event.value for event in events.Scalars("epoch")}
     found = [(round(epochs.get(event.step, 0)), event.value) for event in events.Scalars(tag)]
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
-def _draw(run: Path, after: Path, old: dict[str, SuccessCount], new: dict[str, SuccessCount], out: Path) -> None:
-    strips = {name: path for name in ("success", "failure") if (path := _picture(name, after, run))}
+def _draw(run: Path, directory: Path, title: str, before: Side, after: Side, compared: Comparison, out: Path) -> None:
+    strips = {name: path for name in ("success", "failure") if (path := _picture(name, directory, run))}
     figure = plt.figure(figsize=(10, 3.5 + 1.35 * len(strips)), constrained_layout=True)
     grid = figure.add_gridspec(1 + len(strips), 2, height_ratios=[2.5] + len(strips) * [1])
     _draw_curve(figure.add_subplot(grid[0, 0]), run)
-    _draw_bars(figure.add_subplot(grid[0, 1]), old, new)
+    _draw_bars(figure.add_subplot(grid[0, 1]), title, before.counts, after.counts, compared)
     for row, (name, path) in enumerate(strips.items(), 1):
         axes = figure.add_subplot(grid[row, :])
         axes.axis("off")
         strip, instruction = load_strip(path)
         axes.imshow(strip)
         axes.set_title(f"{name}: {instruction}", fontsize=9, loc="left")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    with whole_file(out) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -123,32 +144,40 @@ def _draw_curve(axes: Axes, run: Path) -> None:
     epochs, values = _scalars(run, "rollout/success_rate")
     axes.plot(epochs, [100 * value for value in values], label="training episodes", color="tab:blue", alpha=0.6)
     try:
-        held_epochs, held = _scalars(run, "val/success_rate")
+        epochs, rates = _scalars(run, "val/success_rate")
+        _, sizes = _scalars(run, "val/num_episodes")  # logged together with the rates
     except UserError:
-        held = []
-    if held:
-        low, high = _scalars(run, "val/success_rate_low")[1], _scalars(run, "val/success_rate_high")[1]
-        below = [max(0.0, 100 * (v - x)) for v, x in zip(held, low, strict=True)]
-        above = [max(0.0, 100 * (x - v)) for v, x in zip(held, high, strict=True)]
-        percent = [100 * value for value in held]
-        axes.errorbar(held_epochs, percent, [below, above], fmt="o", color="tab:red", label="held-out, 95 % Wilson")
+        rates = []
+    if rates:
+        ends = [wilson_interval(round(rate * n), round(n)) for rate, n in zip(rates, sizes, strict=True)]
+        percent = [100 * rate for rate in rates]
+        label = "selection episodes, 95 % Wilson"
+        axes.errorbar(epochs, percent, _whiskers(rates, ends), fmt="o", color="tab:red", label=label)
     axes.set(xlabel="RL iteration", ylabel="success (%)", ylim=(0, 102), title="learning curve")
     axes.legend(loc="lower right", fontsize=8)
 
 
-def _draw_bars(axes: Axes, old: dict[str, SuccessCount], new: dict[str, SuccessCount]) -> None:
+def _whiskers(rates: Sequence[float], ends: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Percent from each rate down and up to the ends of its interval; rounding must not make one negative."""
+    below = [max(0.0, 100 * (rate - low)) for rate, (low, _) in zip(rates, ends, strict=True)]
+    above = [max(0.0, 100 * (high - rate)) for rate, (_, high) in zip(rates, ends, strict=True)]
+    return below, above
+
+
+def _draw_bars(
+    axes: Axes, title: str, old: dict[str, SuccessCount], new: dict[str, SuccessCount], compared: Comparison
+) -> None:
     for offset, counts, label in ((-0.2, old, "SFT"), (0.2, new, "RL")):
-        rates = [100 * count.rate for count in counts.values()]
-        ends = [wilson_interval(count.successes, count.n) for count in counts.values()]
-        below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, ends, strict=True)]
-        above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]
+        rates = [count.rate for count in counts.values()]
+        whiskers = _whiskers(rates, [wilson_interval(count.successes, count.n) for count in counts.values()])
         positions = [n + offset for n in range(len(rates))]
-        axes.barh(positions, rates, 0.4, xerr=[below, above], capsize=3, label=label)
+        axes.barh(positions, [100 * rate for rate in rates], 0.4, xerr=whiskers, capsize=3, label=label)
     sizes = {count.n for count in new.values()}
     axes.set_yticks(range(len(new)), short_names(list(new)), fontsize=9)
     axes.invert_yaxis()
-    title = f"held-out success, n = {'/'.join(map(str, sorted(sizes)))} per task"
-    axes.set(xlim=(0, 102), xlabel="success (%)", title=title)
+    title = f"{title}, n = {'/'.join(map(str, sorted(sizes)))} per task\nRL - SFT {str(compared.total).strip()} points"
+    axes.set(xlim=(0, 102), xlabel="success (%)")
+    axes.set_title(title, fontsize="medium")
     axes.legend(loc="lower left", fontsize=8)
 
 

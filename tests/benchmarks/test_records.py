@@ -45,7 +45,9 @@ def make_unit(runs, seed, arm, num_successes=3, **data):
 def write_schedule(file, num_steps):
     row = {"num_steps": 4, "n": 9, "errors": 1}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump({"num_steps": num_steps, "evidence": {"tasks": {"reach": [row, row, row]}}}))
+    file.write_text(
+        yaml.safe_dump({"num_steps": num_steps, "evidence": {"tasks": {"reach": [dict(row) for _ in range(3)]}}})
+    )
 
 
 def test_record_of_a_trained_unit(tmp_path):

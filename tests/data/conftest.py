@@ -35,7 +35,10 @@ def make_data():
     def make(outcome, ranks=1, rank=0, **options):
         options = {"episodes_per_iteration": 8, "group_size": 4, "advantage": "grpo", **options}
         data = RolloutDataModule(Dice(outcome), num_eval_episodes=0, **options)
-        data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, fast_dev_run=False, received_sigterm=False)
+        state = SimpleNamespace(fn="fit")
+        data.trainer = SimpleNamespace(
+            world_size=ranks, global_rank=rank, fast_dev_run=False, received_sigterm=False, state=state
+        )
         return data
 
     return make

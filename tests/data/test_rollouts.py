@@ -1,5 +1,6 @@
 """Which episodes an RL iteration runs: specs, ranks, schedules."""
 
+import hashlib
 from itertools import chain
 from warnings import catch_warnings, simplefilter
 
@@ -14,14 +15,24 @@ from dvla_lightning.evaluation.step_schedule import StepSchedule
 # -- specs -------------------------------------------------------------------------------------------------------------
 
 
-def test_specs_without_groups_are_as_they_were():
-    """Golden: a run that was started before there were groups resumes with the same episodes."""
+def test_specs_are_as_they_were():
+    """Golden: a run that an older release began resumes with the same episodes. By hand, with hashlib and numpy."""
+
+    def sequence(text):
+        digest = hashlib.sha256(text.encode()).digest()
+        return np.random.SeedSequence([int.from_bytes(digest[n : n + 4], "little") for n in range(0, 32, 4)])
+
     specs = training_specs(["reach", "push"], 3, 4, seed=0, iteration=1)
-    numbers = np.random.SeedSequence([0, 1]).generate_state(6, np.uint32) >> 1
-    assert [spec.initial_state for spec in specs] == numbers[:3].tolist() == [1982462498, 679461430, 1947452081]
-    assert [spec.seed for spec in specs] == numbers[3:].tolist() == [1025805421, 454497676, 503304118]
+    states = sequence('["training initial states", "rollouts", 0, 1, 0]').generate_state(3) // 2
+    seeds = sequence('["training episodes", "rollouts", 0, 1, 0]').generate_state(3, np.uint64) // 2**11
+    assert [spec.initial_state for spec in specs] == states.tolist() == [1937312124, 1582339196, 209551800]
+    assert [spec.seed for spec in specs] == seeds.tolist() == [8161728710273448, 5803222442190931, 1114548377547011]
     assert [spec.task for spec in specs] == ["push", "reach", "push"]
     assert specs == training_specs(["reach", "push"], 3, {"reach": 4, "push": 4}, 0, 1, group_size=1, refill=0)
+
+
+def test_fewer_episodes_are_the_first_ones_of_more():
+    assert training_specs(["reach", "push"], 40, 4, 0, 3)[:7] == training_specs(["reach", "push"], 7, 4, 0, 3)
 
 
 def test_a_group_begins_alike_and_differs_in_its_seeds():

@@ -160,10 +160,13 @@ class TestSimulator:
         for option in (False, True):
             env = blind(train_on_published_states=option)
             try:
-                for split, number in (("heldout", 3), ("train", 53)):
+                for split, number in (("heldout", 3), ("train", 53), ("selection", 53)):
                     place(env, number, split)
                     states[option, split] = env._domain.sim.data.qpos.copy()
             finally:
                 env.close()
         np.testing.assert_array_equal(states[True, "train"], states[True, "heldout"])
         assert np.abs(states[False, "train"] - states[False, "heldout"]).max() > 1e-3
+        # What was trained on is not what is chosen on.
+        np.testing.assert_array_equal(states[True, "selection"], states[False, "selection"])
+        assert np.abs(states[True, "selection"] - states[True, "train"]).max() > 1e-3

@@ -72,10 +72,43 @@ def test_training_states_are_found_alone_and_lie_below(scenes):
     found = scenes(split="train", num_train_scenes=1000)
     numbers = [0, 1, 999, 1000, 123_456]
     seeds = [found.find(TASK, "train", n)[0] for n in numbers]
-    assert seeds == [next(s for s in range(100 * n, 10**6) if solvable(s)) for n in (0, 1, 999, 0, 456)]
+    assert seeds == [next(s for s in range(90 * n, 10**6) if solvable(s)) for n in (0, 1, 999, 0, 456)]
     assert len(found.check.asked) < 12
     last = {found.find(TASK, "train", n)[0] for n in range(900, 1000)}
-    assert len(last) == 100 and max(last) < 100_000
+    assert len(last) == 100 and max(last) < 90_000
+
+
+def test_selection_states_are_found_in_turn_between_training_and_evaluation(scenes):
+    between = [seed for seed in range(90_000, 90_200) if solvable(seed)]
+    found = scenes(split="selection")
+    assert [found.find(TASK, "selection", n)[0] for n in (3, 0, 7)] == [between[n] for n in (3, 0, 7)]
+    assert RoboTwin(root="x").num_selection_states(TASK) is None
+    unchecked = scenes(validity="none", num_train_scenes=10_000)
+    assert unchecked.find(TASK, "selection", 9_999) == (99_999, None)
+    assert unchecked.find(TASK, "train", 9_999) == (9_999, None)
+    with pytest.raises(UserError, match="too few selection scenes for so many episodes: lower num_eval_episodes"):
+        unchecked.find(TASK, "selection", 10_000)  # the first seed of evaluation
+
+
+def test_the_last_selection_state_is_below_the_first_of_evaluation(scenes):
+    found = scenes(Expert(lambda seed: seed < 90_003), "selection")
+    found._known = lambda: {seed: Verdict(seed < 90_003) for seed in range(90_000, 100_000)}
+    assert found.find(TASK, "selection", 2)[0] == 90_002
+    with pytest.raises(UserError, match="too few selection scenes"):
+        found.find(TASK, "selection", 3)
+
+
+def test_every_tenth_seed_of_a_list_is_kept_for_selection(tmp_path):
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps({TASK: {"success_seeds": list(range(500, 525))}, "lift_pot": {"success_seeds": [1]}}))
+    recipe = RoboTwin(root="x", validity="seed_file", train_seed_file=str(file))
+    listed = Scenes(Options(**{**recipe.simulator_options()}), None, Expert())
+    selection = [listed.find(TASK, "selection", n)[0] for n in range(recipe.num_selection_states(TASK))]
+    training = [listed.find(TASK, "train", n)[0] for n in range(23)]
+    assert selection == [509, 519] and sorted(selection + training) == list(range(500, 525))
+    assert recipe.num_selection_states("lift_pot") == 0
+    with pytest.raises(UserError, match="lists 2 selection seeds of task 'stack_blocks_two', number 2 was asked for"):
+        listed.find(TASK, "selection", 2)
 
 
 def test_a_book_is_read_as_a_seed_file(scenes, tmp_path):
@@ -122,7 +155,7 @@ def test_an_expert_that_seldom_succeeds_is_not(scenes):
     assert found.find(TASK, "heldout", 2)[0] == 100_119
     found = scenes(Expert(lambda seed: seed == 5), "train")
     assert found.find(TASK, "train", 0)[0] == 5
-    with pytest.raises(RuntimeError, match="none of the seeds 100 to 199"):
+    with pytest.raises(RuntimeError, match="none of the seeds 90 to 179"):
         found.find(TASK, "train", 1)
 
 

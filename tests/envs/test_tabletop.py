@@ -11,6 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
+from dvla_lightning.envs.base import SPLITS
 from dvla_lightning.envs.tabletop import Tabletop, TabletopEnv
 from dvla_lightning.envs.tabletop.scene import WALL_HALF_SIZE, Point
 from dvla_lightning.envs.tabletop.tasks import TASKS
@@ -92,13 +93,29 @@ def test_the_same_number_gives_the_same_state_and_another_number_another(env: Ta
 
 @pytest.mark.parametrize("task", Tabletop.tasks)
 def test_the_splits_share_no_state(env: TabletopEnv, task: str) -> None:
-    tools: dict[str, set[Point]] = {"train": set(), "heldout": set()}
+    tools: dict[str, set[Point]] = {split: set() for split in SPLITS}
     for split, seen in tools.items():
         for state in range(100):
             start(env, task, state, split=split)
             seen.add(env.scene.tool)
         assert len(seen) == 100
-    assert not tools["train"] & tools["heldout"]
+    assert len(tools) == 3 and len(set().union(*tools.values())) == 300
+
+
+RECORDED = {
+    ("train", "reach"): (0.392313, 0.129411), ("heldout", "reach"): (0.653215, -0.438796),
+    ("train", "carry"): (0.661616, 0.465493), ("heldout", "carry"): (-0.036542, 0.36575),
+    ("train", "push"): (0.294275, -0.79363), ("heldout", "push"): (-0.341818, -0.497162),
+    ("train", "collect"): (-0.740083, -0.143123), ("heldout", "collect"): (-0.616099, 0.524468),
+    ("train", "detour"): (0.530102, -0.537734), ("heldout", "detour"): (-0.530652, 0.532194),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "task"), RECORDED)
+def test_the_states_of_recorded_results_stay(env: TabletopEnv, split: str, task: str) -> None:
+    """Golden: where the tool starts in state 3, as it was before there was a split for selection."""
+    start(env, task, 3, split=split)
+    assert env.scene.tool == pytest.approx(RECORDED[split, task], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,19 @@ from dvla_lightning.evaluation import manifest
 from dvla_lightning.evaluation.header import differences, grid, make_header
 from dvla_lightning.evaluation.manifest import Manifest, read_directory, read_file
 from dvla_lightning.evaluation.records import EpisodeRecord, settle
-from dvla_lightning.evaluation.summary import evaluation_table, read_counts, summarize, write_summary
+from dvla_lightning.evaluation.specs import evaluation_seed
+from dvla_lightning.evaluation.summary import evaluation_table, read_summary, summarize, write_summary
+from tests.full_disk import largest_file
 
 
 @pytest.fixture
 def header(tiny_policy):
-    return make_header(Tabletop(), tiny_policy, {"reach": 4, "push": 2}, 2, 0, "32-true")
+    return make_header(Tabletop(), tiny_policy, "heldout", {"reach": 4, "push": 2}, 2, 0, "32-true")
 
 
 def record(task="reach", state=0, success=True, error=None, steps=5):
-    return EpisodeRecord(task, state, 7, 4, success, steps, 2, 0.5, error)
+    seed = evaluation_seed("heldout", 0, task, state)
+    return EpisodeRecord(task, state, seed, {"reach": 4, "push": 2}[task], success, steps, 2, 0.5, error)
 
 
 def written(directory, header, records):
@@ -37,6 +40,7 @@ def written(directory, header, records):
 def test_a_manifest_is_a_header_and_a_line_per_episode(header, tmp_path):
     path = written(tmp_path / "new", header, [record(), record("push", success=False)])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(len(line.pop("chain")) == 16 for line in lines)
     assert lines[0] == header and {"policy", "environment", "seed", "num_steps", "sampler", "versions"} <= set(header)
     assert lines[1] == dataclasses.asdict(record())
     assert set(lines[1]) == {
@@ -74,14 +78,14 @@ def test_a_damaged_line_is_named(line, content, header, tmp_path):
     lines = path.read_bytes().splitlines()
     lines[line - 1] = content
     path.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(UserError, match=rf"damaged in line {line}: delete the file"):
+    with pytest.raises(UserError, match=rf"damaged in line {line} \(.*\): delete the file"):
         Manifest(tmp_path, header)
 
 
 def test_another_evaluation_is_refused_and_the_difference_named(header, tiny_policy, tmp_path):
     written(tmp_path, header, [record()])
     tiny_policy.sampler = dataclasses.replace(tiny_policy.sampler, temperature=0.5)
-    other = make_header(Tabletop(), tiny_policy, {"reach": 4, "push": 2}, 2, 1, "32-true")
+    other = make_header(Tabletop(), tiny_policy, "heldout", {"reach": 4, "push": 2}, 2, 1, "32-true")
     with pytest.raises(UserError) as refusal:
         Manifest(tmp_path, other)
     assert "seed (0 there, 1 here), sampler.temperature (1.0 there, 0.5 here): choose another dir" in str(refusal.value)
@@ -90,7 +94,7 @@ def test_another_evaluation_is_refused_and_the_difference_named(header, tiny_pol
 
 def test_every_weight_of_the_policy_counts(header, tiny_policy):
     tiny_policy.backbone.layers[0].qkv.weight.data[0, 0] += 1e-3
-    other = make_header(Tabletop(), tiny_policy, {"reach": 4, "push": 2}, 2, 0, "32-true")
+    other = make_header(Tabletop(), tiny_policy, "heldout", {"reach": 4, "push": 2}, 2, 0, "32-true")
     assert differences(header, other).startswith("policy (")
 
 
@@ -149,8 +153,7 @@ def test_the_summary_and_the_table_are_made_from_the_records(header, tmp_path):
     summary = summarize(header, settled)
     assert [(row["task"], row["initial_state"]) for row in summary["episodes"]] == sorted(settled)
     assert summary["tasks"]["push"]["successes"] == 1 and summary["tasks"]["reach"]["errors"] == 1
-    read, counts = read_counts(write_summary(tmp_path / "evaluation.json", summary))
-    assert read["num_steps"] == {"reach": 4, "push": 2} and counts["push"].n == 2
+    assert read_summary(write_summary(tmp_path / "evaluation.json", summary)) == (header, settled)
     table = evaluation_table(header, settled)
     assert "66.7 % [20.8, 93.9] (n = 3), 1 errors" in table and "of 4 episodes" not in table
     assert "; 1 of 4 episodes" in evaluation_table(header, settle(rows[:1]))
@@ -166,5 +169,110 @@ def test_remarks_and_the_suite_are_in_every_table(header):
 def test_an_evaluation_without_its_end_is_no_summary(header, tmp_path):
     written(tmp_path, header, [record()])
     with pytest.raises(UserError, match="without its end: run its command again"):
-        read_counts(tmp_path / "evaluation.json")
+        read_summary(tmp_path / "evaluation.json")
     assert read_directory(tmp_path)[0] == header
+
+
+def grown_to(header, episodes_per_task):
+    return {**header, "episodes_per_task": episodes_per_task}
+
+
+def test_an_evaluation_grows_by_a_line(header, tmp_path):
+    path = written(tmp_path, header, [record()])
+    before = path.read_bytes()
+    written(tmp_path, grown_to(header, 5), [record(state=4)])
+    assert path.read_bytes().startswith(before)
+    assert json.loads(path.read_text().splitlines()[2]).keys() == {"episodes_per_task", "chain"}
+    assert read_directory(tmp_path) == (grown_to(header, 5), [record(), record(state=4)])
+    with pytest.raises(UserError, match="holds an evaluation of 5 episodes per task, asked for are 2: set num_eval"):
+        Manifest(tmp_path, header)
+    with pytest.raises(UserError, match="different are: seed"):
+        Manifest(tmp_path, {**grown_to(header, 9), "seed": 1})
+
+
+def test_a_rank_that_grew_counts_for_all(header, tmp_path):
+    """Killed between the two: rank 0 has written how far the evaluation grows, rank 1 has not."""
+    for rank, size in ((1, 2), (0, 3)):
+        kept = Manifest(tmp_path, grown_to(header, size), rank)
+        kept.begin()
+        kept.close()
+    assert read_directory(tmp_path)[0] == grown_to(header, 3)
+    again = Manifest(tmp_path, grown_to(header, 3), rank=1)
+    again.begin()
+    again.append(record("push", 2))
+    again.close()
+    assert read_directory(tmp_path) == (grown_to(header, 3), [record("push", 2)])
+
+
+EDITS = {
+    "a success that was none": lambda lines: [lines[0], lines[1].replace(b"false", b"true"), *lines[2:]],
+    "fewer steps": lambda lines: [*lines[:2], lines[2].replace(b'"num_env_steps": 5', b'"num_env_steps": 4')],
+    "a failure left out": lambda lines: [lines[0], lines[2]],
+    "an episode added": lambda lines: [*lines, lines[2].replace(b"push", b"reach")],
+    "lines exchanged": lambda lines: [lines[0], lines[2], lines[1]],
+    "another sampler": lambda lines: [lines[0].replace(b'"temperature": 1.0', b'"temperature": 0.5'), *lines[1:]],
+    "a remark left out": lambda lines: [lines[0].replace(b'["seen the test"]', b"[]"), *lines[1:]],
+    "a key twice": lambda lines: [lines[0], lines[1].replace(b"{", b'{"success": true, ', 1), lines[2]],
+    "a blank": lambda lines: [lines[0], lines[1].replace(b": ", b":  ", 1), lines[2]],
+    "an empty line": lambda lines: [lines[0], b"", *lines[1:]],
+    "a checksum left out": lambda lines: [lines[0], lines[1][: lines[1].index(b', "chain"')] + b"}", lines[2]],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_edit_is_seen(edit, header, tmp_path):
+    header["remarks"] = ["seen the test"]
+    path = written(tmp_path, header, [record(success=False), record("push")])
+    lines = path.read_bytes().splitlines()
+    edited = EDITS[edit](lines)
+    assert edited != lines
+    path.write_bytes(b"\n".join(edited) + b"\n")
+    with pytest.raises(UserError, match="is damaged in line"):
+        read_directory(tmp_path)
+
+
+def test_every_flipped_bit_is_seen(header, tmp_path):
+    """But in the last line: without its line break it is taken for one that was cut short."""
+    path = written(tmp_path, header, [record(success=False), record("push")])
+    data = path.read_bytes()
+    for place in range(0, len(data) - 1, 7):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match="is damaged in line"):
+            read_file(path)
+
+
+def test_what_a_chain_without_a_key_does_not_show(header, tmp_path):
+    """Said in `chain`: who writes the whole file anew leaves no trace, and lines that are missing at the end either."""
+    path = written(tmp_path / "one", header, [record(success=False), record("push")])
+    forged = written(tmp_path / "two", header, [record(success=True), record("push")])
+    assert read_file(forged).records[0].success
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert len(read_file(path).records) == 1
+
+
+def test_a_full_disk_leaves_a_manifest_that_goes_on(header, tmp_path):
+    path = written(tmp_path, header, [record()])
+    size = path.stat().st_size
+    kept = Manifest(tmp_path, header)
+    kept.begin()
+    with largest_file(size + 40), pytest.raises(UserError, match=r"File too large\): what it holds is safe; make room"):
+        kept.append(record(state=1))
+    assert path.stat().st_size == size
+    kept.append(record("push"))  # there is room again
+    kept.close()
+    assert read_file(path).records == [record(), record("push")]
+    with largest_file(100), pytest.raises(UserError, match="cannot be written"):
+        Manifest(tmp_path / "new", header).begin()
+    assert written(tmp_path / "new", header, [record()]).exists()
+
+
+def test_a_full_disk_keeps_the_last_summary(header, tmp_path):
+    rows = settle([record(task, n) for task in ("reach", "push") for n in range(2)])
+    path = write_summary(tmp_path / "evaluation.json", summarize(header, rows))
+    with largest_file(1000), pytest.raises(UserError, match=r"evaluation\.json cannot be written \(File too large\)"):
+        write_summary(path, summarize(header, rows))
+    with largest_file(1000), pytest.raises(UserError, match=r"evaluation\.jsonl cannot be written \(File too large\)"):
+        manifest.write_manifest(tmp_path, header, list(rows.values()))
+    assert read_summary(path) == (header, rows) and list(tmp_path.iterdir()) == [path]

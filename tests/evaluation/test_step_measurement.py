@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.envs.tabletop.env import TabletopEnv
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.specs import Use, training_specs
 from dvla_lightning.evaluation.step_measurement import (
-    FIRST_ITERATION,
     Outcome,
     _run,
     choose_num_steps,
@@ -21,7 +22,6 @@ from dvla_lightning.evaluation.step_measurement import (
 from dvla_lightning.evaluation.success import wilson_interval
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import Episode, Transition
-from dvla_lightning.tools import collect
 
 
 def outcomes(rate, n=200):
@@ -91,7 +91,9 @@ def test_every_num_steps_runs_the_same_training_episodes(tiny_policy):
     assert by_steps[1] == by_steps[4] and len(set(by_steps[1])) == 20
     assert {spec.split for spec in collector.specs} == {"train"}
     assert not {s[2] for s in by_steps[1] if s[0] == "reach"} & {s[2] for s in by_steps[1] if s[0] == "detour"}
-    assert collect.FIRST_ITERATION + 2**20 < FIRST_ITERATION < 2**32 - 2**20
+    drawn = {use: {s.initial_state for s in training_specs(["reach"], 1000, 4, 0, 0, use=use)} for use in get_args(Use)}
+    assert sum(map(len, drawn.values())) == len(set().union(*drawn.values())) == 3000
+    assert {s[2] for s in by_steps[1] if s[0] == "reach"} <= drawn["schedule"]
 
 
 def test_a_task_gets_the_same_episodes_whatever_else_is_measured(tiny_policy):

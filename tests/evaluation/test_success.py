@@ -1,12 +1,14 @@
 """Wilson intervals and success counts."""
 
+from itertools import chain
+
 import pytest
 import torch
 
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.records import EpisodeRecord
-from dvla_lightning.evaluation.specs import heldout_specs, training_specs
+from dvla_lightning.evaluation.specs import Shard, evaluation_seed, evaluation_specs, training_specs
 from dvla_lightning.evaluation.success import (
     SuccessCount,
     TaskSuccess,
@@ -72,25 +74,73 @@ def test_errors_are_counted_apart():
     assert "66.7 % [20.8, 93.9] (n = 3)" in table and "1 errors" in table
 
 
-def test_heldout_specs_are_the_same_grid_at_every_call():
-    specs = heldout_specs(Tabletop(), ["reach", "push"], 6, 4, seed=0)
-    assert specs == heldout_specs(Tabletop(), ["reach", "push"], 6, 4, seed=0)
+def test_an_evaluation_is_the_same_grid_at_every_call():
+    specs = evaluation_specs(Tabletop(), "heldout", ["reach", "push"], 6, 4, seed=0)
+    assert specs == evaluation_specs(Tabletop(), "heldout", ["reach", "push"], 6, 4, seed=0)
     assert [(s.task, s.initial_state) for s in specs] == [(t, n) for t in ("reach", "push") for n in range(3)]
     assert {s.split for s in specs} == {"heldout"} and len({s.seed for s in specs}) == 6
 
 
-def test_heldout_specs_refuse_an_uneven_grid():
+def test_an_episode_depends_on_nothing_but_itself():
+    """Not on the number of episodes, nor on which tasks run, nor on their order; but on everything that it is."""
+    few = evaluation_specs(Tabletop(), "heldout", ["push"], 3, 4, seed=5)
+    many = evaluation_specs(Tabletop(), "heldout", ["reach", "push", "carry"], 300, 4, seed=5)
+    assert few == [spec for spec in many if spec.task == "push"][:3]
+    other_seed = evaluation_specs(Tabletop(), "heldout", ["push"], 100, 4, seed=6)
+    other_split = evaluation_specs(Tabletop(), "selection", ["push"], 100, 4, seed=5)
+    seeds = [spec.seed for specs in (many, other_seed, other_split) for spec in specs]
+    assert len(set(seeds)) == 500 and all(0 <= seed < 2**53 for seed in seeds)
+
+
+def test_a_recorded_evaluation_can_go_on():
+    """Golden: the seeds in the manifests of this release; by hand, as in test_rollouts.py."""
+    assert evaluation_seed("heldout", 0, "reach", 0) == 4216753764275587
+    assert evaluation_seed("heldout", 0, "reach", 1) == 2700315777283955
+
+
+def test_an_evaluation_refuses_an_uneven_grid_and_a_huge_one():
     with pytest.raises(UserError, match="multiple of the 2 tasks"):
-        heldout_specs(Tabletop(), ["reach", "push"], 5, 4, seed=0)
+        evaluation_specs(Tabletop(), "heldout", ["reach", "push"], 5, 4, seed=0)
+    with pytest.raises(UserError, match="can be 1000000 at most"):
+        evaluation_specs(Tabletop(), "heldout", ["reach", "push"], 10**15, 4, seed=0)
 
 
-def test_heldout_specs_refuse_more_states_than_there_are():
-    class Few(Tabletop):
-        def num_heldout_states(self, task):
-            return 50
+class Few(Tabletop):
+    def num_heldout_states(self, task):
+        return 50
 
-    with pytest.raises(UserError, match="50 held-out initial states, 51 were asked for"):
-        heldout_specs(Few(), ["reach"], 51, 4, seed=0)
+    def num_selection_states(self, task):
+        return 7 if task == "reach" else 0
+
+
+@pytest.mark.parametrize(
+    ("split", "task", "asked", "sentence"),
+    [
+        ("heldout", "reach", 51, "50 held-out initial states, 51 were asked for: set num_eval_episodes to at most 50"),
+        ("selection", "reach", 8, "7 selection initial states, 8 were asked for: set num_eval_episodes to at most 7"),
+        ("selection", "push", 1, "0 selection initial states, 1 were asked for: choose tasks that have some"),
+    ],
+)
+def test_an_evaluation_refuses_more_states_than_there_are(split, task, asked, sentence):
+    with pytest.raises(UserError, match=sentence):
+        evaluation_specs(Few(), split, [task], asked, 4, seed=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_disjoint_complete_and_even_and_keep_their_episodes_when_the_grid_grows(count):
+    tasks = ["reach", "push", "carry"]
+    small, large = (evaluation_specs(Tabletop(), "heldout", tasks, n, 4, seed=0) for n in (15, 33))
+    for specs in (small, large):
+        parts = [Shard(index, count).of(specs) for index in range(count)]
+        assert sorted(chain.from_iterable(parts), key=specs.index) == specs
+        assert max(map(len, parts)) - min(map(len, parts)) <= len(tasks)
+    for index in range(count):
+        assert set(Shard(index, count).of(small)) <= set(Shard(index, count).of(large))
+
+
+def test_shards_of_few_episodes_of_many_tasks_are_even():
+    specs = evaluation_specs(Tabletop(), "heldout", Tabletop.tasks, 5, 4, seed=0)
+    assert [len(Shard(index, 2).of(specs)) for index in range(2)] == [3, 2]
 
 
 def test_training_specs_are_balanced_fresh_and_reproducible():

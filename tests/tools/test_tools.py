@@ -7,7 +7,10 @@ import pytest
 
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
-from dvla_lightning.evaluation.summary import read_counts
+from dvla_lightning.evaluation.header import FORMAT_VERSION
+from dvla_lightning.evaluation.records import EpisodeRecord
+from dvla_lightning.evaluation.specs import evaluation_seed
+from dvla_lightning.evaluation.summary import summarize, write_summary
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.tools import report
 from dvla_lightning.tools.collect import collect
@@ -55,41 +58,92 @@ def test_collect_gives_up_on_an_expert_that_never_succeeds(tmp_path):
         collect(collector(), str(tmp_path / "d"), 1, tasks="detour", expert_noise=1e9)
 
 
-def make_record(path, successes, states=range(2), num_steps=4):
-    episodes = [{"task": "reach", "initial_state": n, "seed": n, "success": n < successes} for n in states]
-    count = {"successes": successes, "n": len(episodes), "errors": 0, "decisions": 9}
-    record = {"environment": {"class": "Tabletop"}, "num_steps": num_steps, "seed": 0, "tasks": {"reach": count}}
-    path.mkdir()
-    (path / "evaluation.json").write_text(json.dumps({**record, "episodes": episodes}))
+def make_record(path, outcomes, num_steps=4, **header):
+    """An evaluation of reach: outcomes are True, False or None, which is an error."""
+    header = {
+        "format_version": FORMAT_VERSION,
+        "policy": "0",
+        "environment": {"class": "Tabletop"},
+        "split": "heldout",
+        "seed": 0,
+        "num_steps": {"reach": num_steps},
+        "episodes_per_task": len(outcomes),
+        "num_action_steps": 4,
+        "sampler": {},
+        "precision": "32-true",
+        "remarks": [],
+        "versions": {},
+        **header,
+    }
+    records = {}
+    for n, success in enumerate(outcomes):
+        seed = evaluation_seed(header["split"], header["seed"], "reach", n)
+        error = "died" if success is None else None
+        record = EpisodeRecord("reach", n, seed, num_steps, bool(success), 5, 2, 0.5, error)
+        records[record.key] = record
+    return str(write_summary(path / "evaluation.json", summarize(header, records)).parent)
 
 
-def test_report_refuses_evaluations_of_different_episodes(tmp_path):
-    make_record(tmp_path / "before", 1)
-    make_record(tmp_path / "after", 2, states=range(3))
-    with pytest.raises(UserError, match="not evaluations of the same episodes"):
-        report.report(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path), str(tmp_path / "r.png"))
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"outcomes": [True] * 3}, r"episodes_per_task \(2 there, 3 here\)"),
+        ({"split": "selection"}, r'split \("heldout" there, "selection" here\)'),
+        ({"seed": 1}, r"seed \(0 there, 1 here\)"),
+        ({"environment": {"class": "Libero"}}, "environment.class"),
+    ],
+)
+def test_report_refuses_evaluations_of_different_episodes(other, difference, tmp_path):
+    before = make_record(tmp_path / "before", [True, False])
+    after = make_record(tmp_path / "after", **{"outcomes": [True, True], **other})
+    with pytest.raises(UserError, match=f"not evaluations of the same episodes; different are: {difference}"):
+        report.report(before, after, str(tmp_path), str(tmp_path / "r.png"))
 
 
 @pytest.mark.parametrize(
     ("num_steps", "line"),
-    [
-        ({"reach": 4}, "held-out episodes, K = 4: success"),
-        ({"reach": 2}, "held-out episodes, K = 4 before and K = 2 after: success"),
-    ],
+    [(4, "held-out episodes, K = 4: success"), (2, "held-out episodes, K = 4 before and K = 2 after: success")],
 )
 def test_report_says_what_each_evaluation_cost(num_steps, line, tmp_path, capsys):
-    make_record(tmp_path / "before", 1)  # an older record, with one number for all tasks
-    make_record(tmp_path / "after", 2, num_steps=num_steps)
-    assert read_counts(tmp_path / "before" / "evaluation.json")[0]["num_steps"] == {"reach": 4}
+    before = make_record(tmp_path / "before", [True, False])
+    after = make_record(tmp_path / "after", [True, True], num_steps=num_steps)
     with pytest.raises(UserError, match="has no TensorBoard scalar"):  # after the table
-        report.report(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path), str(tmp_path / "r.png"))
+        report.report(before, after, str(tmp_path), str(tmp_path / "r.png"))
     out = capsys.readouterr().out
     assert line in out
-    assert f"network evaluations per decision: 4.00 before, {num_steps['reach']:.2f} after" in out
+    assert f"network evaluations per decision: 4.00 before, {num_steps:.2f} after" in out
+
+
+def test_report_gives_the_paired_difference_and_what_it_leaves_out(tmp_path, capsys):
+    """The airway data of Bentur 2009 as episodes, in Fagerland, Lydersen, Laake 2014: -0.507 to -0.026 before - after.
+
+    One of 21 children after and not before, 7 before and not after; here before and after change sides.
+    """
+    both, only_before, only_after, neither = 1, 1, 7, 12
+    before = [True] * (both + only_before) + [False] * (only_after + neither) + [None, True]
+    after = [True] * both + [False] * only_before + [True] * only_after + [False] * neither + [True, None]
+    paths = make_record(tmp_path / "before", before), make_record(tmp_path / "after", after)
+    with pytest.raises(UserError, match="has no TensorBoard scalar"):
+        report.report(*paths, str(tmp_path), str(tmp_path / "r.png"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("RL - SFT in points [95 %, paired, Newcombe 1998 method 10]")
+    assert all(line.endswith(" +28.6 [+2.6, +50.7] (n = 21)") for line in lines[2:4])
+    assert [line.split("  ")[0] for line in lines[2:4]] == ["reach", "all tasks"]
+    assert lines[4] == (
+        "pairs left out, because an episode ended in an error: 2 "
+        "(task 'reach', initial state 21; task 'reach', initial state 22)"
+    )
+
+
+def test_report_without_a_single_pair_claims_nothing(tmp_path, capsys):
+    paths = make_record(tmp_path / "before", [None, True]), make_record(tmp_path / "after", [True, None])
+    with pytest.raises(UserError, match="has no TensorBoard scalar"):
+        report.report(*paths, str(tmp_path), str(tmp_path / "r.png"))
+    assert "+0.0 [-100.0, +100.0] (n = 0)" in capsys.readouterr().out
 
 
 def test_report_refuses_paths_without_a_record_or_run(tmp_path):
-    make_record(tmp_path / "before", 1)
+    make_record(tmp_path / "before", [True, False])
     good, file = str(tmp_path / "before"), str(tmp_path / "before" / "config.yaml")
     Path(file).touch()
     with pytest.raises(UserError, match="does not exist"):
@@ -103,28 +157,19 @@ def test_report_refuses_paths_without_a_record_or_run(tmp_path):
 def test_report_draws_curve_table_and_frames(tmp_path, capsys):
     from torch.utils.tensorboard import SummaryWriter
 
-    make_record(tmp_path / "before", 0)
-    make_record(tmp_path / "after", 2)
+    make_record(tmp_path / "before", [False, False])
+    make_record(tmp_path / "after", [True, True])
     with SummaryWriter(str(tmp_path / "run")) as writer:
         for epoch in range(3):
             writer.add_scalar("epoch", epoch, epoch * 7)
             writer.add_scalar("rollout/success_rate", epoch / 3, epoch * 7)
-            for name, value in (("", 1.0), ("_low", 0.7), ("_high", 1 - 1e-6)):  # rounding must not invert a bar
-                writer.add_scalar(f"val/success_rate{name}", value, epoch * 7)
+            for name, value in (("success_rate", 1.0), ("num_episodes", 3.0)):  # rounding must not invert a bar
+                writer.add_scalar(f"val/{name}", value, epoch * 7)
     report.report(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path / "run"), str(tmp_path / "r.png"))
     printed = capsys.readouterr().out
     assert "0.0 % [0.0, 65.8] (n = 2)" in printed and "100.0 % [34.2, 100.0] (n = 2)" in printed
     assert (tmp_path / "r.png").stat().st_size > 10_000
     assert report._scalars(tmp_path / "run", "rollout/success_rate")[0] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"tasks": {"reach": {}}}'])
-def test_what_is_no_record_is_refused(content, tmp_path):
-    path = tmp_path / "evaluation.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=r"evaluation\.json"):
-        read_counts(path)
 
 
 def test_long_task_names_are_told_apart_by_what_differs():

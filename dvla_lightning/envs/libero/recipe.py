@@ -42,9 +42,10 @@ def _choice(name: str, value: str, allowed: Sequence[str]) -> str:
 class Libero(Environment):
     """The LIBERO benchmark: a Franka arm at a table, 20 control steps per second, sparse reward 1 at success.
 
-    Split "heldout" is the 50 published initial states of a task, which begin anew after trial 49; split "train" draws
-    placements from the regions of the task's BDDL file. The number of a trial also fixes the furniture, which is not
-    part of a published state: the same number always gives the same picture.
+    Split "heldout" is the 50 published initial states of a task, which begin anew after trial 49; splits "train" and
+    "selection" draw placements from the regions of the task's BDDL file, from random numbers of their own. The number
+    of a trial also fixes the furniture, which is not part of a published state: the same number always gives the same
+    picture.
 
     Args:
         suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90.

@@ -14,6 +14,7 @@ from dvla_lightning.envs.libero.launch import quiet
 from dvla_lightning.envs.libero.protocols import Protocol
 from dvla_lightning.envs.libero.suites import INSTALL_REMEDY, Task
 from dvla_lightning.errors import UserError
+from dvla_lightning.seeding import seed_sequence
 
 
 class InitialStates:
@@ -43,10 +44,12 @@ class InitialStates:
         self._random_states: list[Any] = []  # of numpy before trial 0, 1, ... where trials follow one another
 
     def place(self, split: str, number: int) -> None:
-        """Resets to an initial state: a published one ("heldout"), or one drawn from the task's regions ("train")."""
+        """Resets to an initial state: a published one ("heldout"), or one drawn from the task's regions (others)."""
         protocol = self._protocol
         if split == "train":
             self._reset(train_seed(self._task.name, number))
+        elif split == "selection":
+            self._reset(selection_seed(self._task.name, number))
         elif protocol is None:
             self._reset(number)
         elif protocol.seeds_every_reset:
@@ -56,10 +59,10 @@ class InitialStates:
         for robot in self._domain.robots:
             # The only thing of the last episode that survives a soft reset: where the fingers were told to be.
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        if split == "heldout" or self._train_on_published:
+        if split == "heldout" or (split == "train" and self._train_on_published):
             self._control.set_init_state(self._published[number % len(self._published)])
 
-    def _reset(self, seed: int | None, past_resets: int = 0) -> None:
+    def _reset(self, seed: int | list[int] | None, past_resets: int = 0) -> None:
         """LIBERO's reset with a seed for everything it draws; None goes on with numpy's present state."""
         self._undo_last_reset()
         # Upstream's hard resets append the drawer and knob samplers once more, each of which draws a random number.
@@ -114,12 +117,17 @@ def load_published(task: Task) -> NDArray[np.float64]:
 
 
 def train_seed(task: str, number: int) -> int:
-    """A 32-bit seed; far from the small numbers that seed the held-out states."""
+    """A 32-bit seed; far from the small numbers that seed the held-out states. Demonstrations rest on it: it stays."""
     return int(np.random.SeedSequence([zlib.crc32(task.encode()), number]).generate_state(1)[0])
 
 
+def selection_seed(task: str, number: int) -> list[int]:
+    """Four words: numpy's generator begins with several as with no single number, so with none of training."""
+    return [int(word) for word in seed_sequence("LIBERO selection placements", task, number).generate_state(4)]
+
+
 @contextlib.contextmanager
-def global_random_state(seed: int | None) -> Iterator[None]:
+def global_random_state(seed: int | list[int] | None) -> Iterator[None]:
     """Seeds numpy's global generator, which LIBERO draws from, and gives it back as it was; None changes nothing."""
     if seed is None:
         yield

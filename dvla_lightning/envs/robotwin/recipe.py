@@ -21,7 +21,7 @@ from dvla_lightning.envs.robotwin.tasks import (
 )
 from dvla_lightning.errors import UserError
 
-MAX_TRAIN_SCENES = 10_000  # ten seeds below the first of evaluation for each
+MAX_TRAIN_SCENES = 10_000  # nine seeds below the first of selection for each
 
 CHUNK_ARM_JOINTS = 6  # RLinf_support 0008ae6, Base_Task.compress_path: an arm that rests gets noise on six joints
 
@@ -41,7 +41,8 @@ class RoboTwin(Environment):
     """RoboTwin 2.0: two arms at a table, 50 tasks, sparse reward 1 at success, on a checkout that the user installed.
 
     Held-out initial states are those of the published evaluation: the n-th seed from 100000 * (1 + eval_seed) upwards
-    that the task's own expert solves. Training states lie below seed 100000, and show other backgrounds.
+    that the task's own expert solves. Training states lie below seed 90000, those of selection between; both show other
+    backgrounds than evaluation.
 
     Args:
         root: Folder of the checkout, of branch stable_2.0, main or RLinf_support. If not given: the environment
@@ -66,6 +67,7 @@ class RoboTwin(Environment):
         validity: Which scenes count: "expert": those that the task's expert solves, checked once and remembered;
             "seed_file": those of lists; "none": all, and instructions do not name the objects.
         train_seed_file: JSON {task: {"success_seeds": [...]}} for validity "seed_file", as RLinf and SimpleVLA-RL have.
+            Every tenth seed of a task is kept for selection.
         eval_seed_file: The same for evaluation; the two must not share a seed.
         cache_dir: Folder of the seeds that were checked. If not given: dvla_lightning/robotwin in the user's cache.
         eval_seed: Number of the evaluation, which begins at seed 100000 * (1 + eval_seed).
@@ -114,7 +116,9 @@ class RoboTwin(Environment):
         self.train_instructions = train_instructions
         self.eval_instructions = eval_instructions or EVAL_INSTRUCTIONS.get(task_config, "unseen")
         self.validity = validity
-        self.train_seeds, self.eval_seeds = read_seed_file(train_seed_file), read_seed_file(eval_seed_file)
+        listed, self.eval_seeds = read_seed_file(train_seed_file), read_seed_file(eval_seed_file)
+        self.selection_seeds = {task: _every_tenth(seeds, True) for task, seeds in listed.items()}
+        self.train_seeds = {task: _every_tenth(seeds, False) for task, seeds in listed.items()}
         self.cache_dir = str(Path(cache_dir or _user_cache()).expanduser().resolve())  # the simulator changes directory
         self.eval_seed, self.num_train_scenes = eval_seed, num_train_scenes
         self.max_steps = {**STEP_LIMITS, **(max_steps or {})}
@@ -134,6 +138,11 @@ class RoboTwin(Environment):
         """None: seeds go on for ever; with validity "seed_file", as many as the file lists."""
         self.select_tasks(task)
         return len(self.eval_seeds.get(task, [])) if self.validity == "seed_file" else None
+
+    def num_selection_states(self, task: str) -> int | None:
+        """None: there are thousands; with validity "seed_file", every tenth of the training seeds."""
+        self.select_tasks(task)
+        return len(self.selection_seeds.get(task, [])) if self.validity == "seed_file" else None
 
     def num_trials(self, task: str) -> int:
         """100, as RoboTwin's evaluation runs them; fewer if a seed file lists fewer."""
@@ -160,7 +169,8 @@ class RoboTwin(Environment):
                 "RoboTwin: no checkout is named: give its folder as `root` or in the environment variable ROBOTWIN_ROOT"
             )
         names = ("assets_root", "task_config", "action_type", "action_dim", "execution", "camera_type")
-        names += ("image_size", "train_instructions", "eval_instructions", "validity", "train_seeds", "eval_seeds")
+        names += ("image_size", "train_instructions", "eval_instructions", "validity", "train_seeds")
+        names += ("selection_seeds", "eval_seeds")
         names += ("cache_dir", "num_train_scenes", "max_steps", "shader", "shadow", "planner")
         return {
             **{name: getattr(self, name) for name in names},
@@ -219,7 +229,7 @@ class RoboTwin(Environment):
             raise UserError(
                 f"RoboTwin: train_seed_file and eval_seed_file need validity: seed_file, it is {self.validity}"
             )
-        for task, seeds in self.train_seeds.items():
+        for task, seeds in [*self.train_seeds.items(), *self.selection_seeds.items()]:
             if shared := set(seeds) & set(self.eval_seeds.get(task, [])):
                 raise UserError(
                     f"RoboTwin: seed {min(shared)} of task {task!r} is both in train_seed_file and in eval_seed_file: "
@@ -242,3 +252,8 @@ def _arm_joints(embodiment: Sequence[str | float], given: int | None) -> int:
 
 def _user_cache() -> str:
     return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dvla_lightning" / "robotwin")
+
+
+def _every_tenth(seeds: Sequence[int], chosen: bool) -> list[int]:
+    """Every tenth seed, or the others."""
+    return [seed for number, seed in enumerate(seeds, 1) if (number % 10 == 0) == chosen]

@@ -34,7 +34,7 @@ class Tabletop(Environment):
         return TabletopEnv(image_size=self.image_size)
 
     def num_heldout_states(self, task: str) -> int | None:
-        """None: every non-negative number is an initial state of either split.
+        """None: every non-negative number is an initial state of every split.
 
         Raises:
             UserError: for an unknown task.

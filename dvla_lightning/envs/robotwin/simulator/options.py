@@ -23,6 +23,7 @@ class Options:
     eval_instructions: str = "unseen"
     validity: str = "expert"
     train_seeds: dict[str, list[int]] = field(default_factory=dict)
+    selection_seeds: dict[str, list[int]] = field(default_factory=dict)
     eval_seeds: dict[str, list[int]] = field(default_factory=dict)
     cache_dir: str = ""
     first_eval_seed: int = 100_000

@@ -1,8 +1,9 @@
 """Which scene an initial state means: the seeds that RoboTwin's expert has shown to be solvable.
 
 The published protocol (script/eval_policy.py): seeds from 100000 * (1 + seed) upwards, and a seed counts only if the
-expert solves it. So held-out state n is the n-th such seed. Training has the seeds below 100000, so the two never share
-a scene; they are dealt to its states in equal runs, and a state means the first valid seed of its own.
+expert solves it. So held-out state n is the n-th such seed. Training has the seeds below 90000, which are dealt to its
+states in equal runs; a state means the first valid seed of its own. Selection has the seeds between, the n-th valid one
+as in evaluation; it looks as training does. So no two splits share a scene.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 
 from .errors import UserError
 
-TRAIN_SEEDS = 100_000  # where the published evaluation begins
+TRAIN_SEEDS = FIRST_SELECTION_SEED = 90_000
+END_OF_SELECTION = 100_000  # where the published evaluation begins
 FUTILE_CHECKS = 20  # an expert that has failed so often and never succeeded is not installed properly
 MAX_BROKEN_CHECKS = 5  # some seeds kill or hang SAPIEN every time (RoboTwin issue 477); an interrupted run counts too
 LOOK_AHEAD = 64  # seeds that other workers may check before the first unknown one is done
@@ -52,13 +54,14 @@ class Scenes:
         Raises:
             UserError: if there is no such state, or the expert fails on every seed.
         """
-        if self.options.validity == "none":
-            seed = self.options.first_eval_seed + number if split == "heldout" else number % self._num_train
-            return seed, None
         if self.options.validity == "seed_file":
             return self._from_file(task, split, number), None
-        if split == "heldout":
-            return self._nth_valid(number)
+        first = FIRST_SELECTION_SEED if split == "selection" else self.options.first_eval_seed
+        if self.options.validity == "none":
+            seed = number % self._num_train if split == "train" else first + number
+            return _own(split, seed), None
+        if split != "train":
+            return self._nth_valid(split, first, number)
         run = TRAIN_SEEDS // self._num_train
         return self._first_valid(range(number % self._num_train * run, (number % self._num_train + 1) * run))
 
@@ -67,26 +70,26 @@ class Scenes:
         return self.options.num_train_scenes
 
     def _from_file(self, task, split, number):
-        heldout = split == "heldout"
-        seeds = (self.options.eval_seeds if heldout else self.options.train_seeds).get(task, [])
-        if not seeds or (heldout and number >= len(seeds)):
+        lists = {"train": self.options.train_seeds, "selection": self.options.selection_seeds}
+        seeds = lists.get(split, self.options.eval_seeds).get(task, [])
+        if not seeds or (split != "train" and number >= len(seeds)):
             raise UserError(
                 f"the seed file lists {len(seeds)} {split} seeds of task {task!r}, number {number} was asked for: "
                 "give a longer one, or set validity: expert"
             )
         return seeds[number % len(seeds)]
 
-    def _nth_valid(self, number):
+    def _nth_valid(self, split, first, number):
         while True:
-            valid, seed = [], self.options.first_eval_seed
+            valid, seed = [], first
             known = self._known()
             while seed in known:
                 if known[seed].valid:
                     valid.append(seed)
                     if len(valid) > number:
-                        return seed, known[seed].info
+                        return _own(split, seed), known[seed].info
                 seed += 1
-            self._check_one_of(range(seed, seed + LOOK_AHEAD))
+            self._check_one_of(range(_own(split, seed), seed + LOOK_AHEAD))
 
     def _first_valid(self, seeds):
         for seed in seeds:
@@ -125,3 +128,10 @@ class Scenes:
                 "seed_file or none"
             )
         return known
+
+
+def _own(split, seed):
+    """The seed, if it does not lie beyond those of its split."""
+    if split == "selection" and seed >= END_OF_SELECTION:
+        raise UserError("RoboTwin has too few selection scenes for so many episodes: lower num_eval_episodes")
+    return seed
