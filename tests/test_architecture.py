@@ -43,6 +43,7 @@ SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
     **dict.fromkeys(("policy_adapters", "lora_options"), "policy"),
     "lightning_cli": "cli",
+    **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
 }
 
 # library                which parts may import it; libraries not named here are free
