@@ -16,6 +16,7 @@ from dvla_lightning import policy_config, policy_directory
 from dvla_lightning.actions.normalization import NormalizationMode, Normalizer
 from dvla_lightning.actions.tokenizer import ActionTokenizer
 from dvla_lightning.backbones.base import Backbone, Prompt
+from dvla_lightning.diffusion.entropy import entropy
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
 from dvla_lightning.diffusion.views import MaskedViews
@@ -65,7 +66,7 @@ class Scores(NamedTuple):
     @property
     def entropy_BSL(self) -> Tensor:
         """Of the predicted distributions, in nats; computed at every access."""
-        return -(self.log_probs_BSLV.exp() * self.log_probs_BSLV).sum(-1)
+        return entropy(self.log_probs_BSLV)
 
 
 class ValueHead(nn.Sequential):

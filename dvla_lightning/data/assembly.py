@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dvla_lightning.data.groups import AdvantageName, group_numbers
+from dvla_lightning.data.groups import AdvantageName, group_numbers, group_returns
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.ranks import gather_or_raise
@@ -39,9 +39,9 @@ def assemble(
         episodes: finished ones, at least one without an error; those with an error are left out.
         gamma: discount per decision.
         gae_lambda: of GAE.
-        advantage: "gae" uses the value head; "grpo" and "rloo" compare the discounted returns of episodes that began
-            alike and give every decision of an episode the same advantage; "reinforce++" takes the discounted return
-            from each decision on. The value head learns that return then.
+        advantage: "gae" uses the value head; "grpo" and "rloo" compare the undiscounted returns of episodes that
+            began alike and give every decision of an episode the same advantage; "reinforce++" takes the discounted
+            return from each decision on. The value head learns that discounted return then.
         bootstrap_truncated: with "gae", whether the value of the last observation follows a truncated episode, or 0,
             as the other advantages have it.
         rows_at_once: decisions scored in one pass where the objective has to score them again; None is all.
@@ -110,8 +110,7 @@ def _advantages(
         return returns_B, returns_B
     compare = {"grpo": grpo, "rloo": rloo}[advantage]
     lengths_E = torch.tensor([episode.num_decisions for episode in episodes], device=device)
-    first_E = lengths_E.cumsum(0) - lengths_E
-    advantages_E = compare(returns_B[first_E], group_numbers(episodes).to(device))
+    advantages_E = compare(group_returns(episodes), group_numbers(episodes)).float().to(device)
     return advantages_E.repeat_interleave(lengths_E), returns_B
 
 

@@ -107,14 +107,21 @@ def group_numbers(episodes: Sequence[Episode]) -> Tensor:
     return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
+def group_returns(episodes: Sequence[Episode]) -> Tensor:
+    """(E,) float64: what is compared inside a group, the sums of rewards.
+
+    Not discounted: where all episodes of a group succeed, the lengths alone teach nothing.
+    """
+    return torch.tensor([episode.episode_return for episode in episodes], dtype=torch.float64)
+
+
 def informative_episodes(episodes: Sequence[Episode]) -> list[Episode]:
     """Episodes without an error whose group has more than one outcome, as sums of rewards.
 
-    Not discounted: when all episodes of a group succeed, their lengths alone do not make it worth training on.
+    What `group_returns` compares: advantages are 0 in exactly the other groups.
     """
     episodes = [episode for episode in episodes if episode.error is None and episode.decisions]
     if not episodes:
         return []
-    returns_E = torch.tensor([episode.episode_return for episode in episodes], dtype=torch.float64)
-    keep_E = informative_groups(returns_E, group_numbers(episodes))
+    keep_E = informative_groups(group_returns(episodes), group_numbers(episodes))
     return [episode for episode, keep in zip(episodes, keep_E.tolist(), strict=True) if keep]

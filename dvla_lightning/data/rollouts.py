@@ -36,13 +36,14 @@ class RolloutDataModule(EvaluationDataModule):
         episodes_per_iteration: training episodes per iteration, over all tasks and ranks together.
         minibatch_size: decisions per step and rank, at most.
         ppo_epochs: passes over the decisions of an iteration.
-        gamma: discount per decision.
+        gamma: discount per decision; "grpo" and "rloo" use it for the value head alone.
         gae_lambda: of generalised advantage estimation, over decisions.
         bootstrap_truncated: what follows an episode that ran out of time: the value of its last observation, so that
             the limit itself costs nothing, or (false) nothing, so that it is a failure as in evaluation. "gae" only:
             the other advantages never bootstrap.
-        advantage: "gae" (with the value head), "grpo" or "rloo" (against the other episodes of the group), or
-            "reinforce++" (discounted returns); see `rl.advantages`. gae and reinforce++ are normalised over the batch.
+        advantage: "gae" (with the value head), "grpo" or "rloo" (the sum of rewards against that of the group's other
+            episodes), or "reinforce++" (discounted returns); see `rl.advantages`. gae and reinforce++ are normalised
+            over the batch.
         group_size: episodes that begin in the same initial state; "grpo" and "rloo" need at least 2.
         max_refills: with groups: leave out those in which all episodes came out alike, and collect new ones in their
             place up to so many times (dynamic sampling of DAPO); null: train on every group.

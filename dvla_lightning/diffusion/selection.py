@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dvla_lightning.diffusion.entropy import entropy
+
 Confidence = Literal["max_prob", "drawn_prob", "entropy", "random"]
 
 
@@ -29,8 +31,7 @@ def confidence_score(log_probs_BLV: Tensor, drawn_BL: Tensor, confidence: Confid
     if confidence == "drawn_prob":
         return log_probs_BLV.gather(-1, drawn_BL[..., None])[..., 0]
     if confidence == "entropy":
-        probs_BLV = log_probs_BLV.exp()
-        return torch.xlogy(probs_BLV, probs_BLV).sum(-1)  # 0 log 0 is 0 here; NaN would rank first
+        return -entropy(log_probs_BLV)
     if confidence == "random":
         return torch.zeros_like(drawn_BL, dtype=torch.float32)
     raise ValueError(f"unknown confidence {confidence!r}: choose max_prob, drawn_prob, entropy or random")

@@ -39,8 +39,9 @@ def corrupted_views(
 ) -> MaskedViews:
     """SFT: hides a random share of each chunk and scores what is hidden.
 
-    Per view t ~ U(0, 1), max(1, round(L * mask_ratio(t))) positions are hidden, drawn uniformly (MaskGIT training;
-    MM-ACT uses the same counts). Positions beyond the end of a demonstration are always hidden and never scored.
+    Per view t ~ U(0, 1), max(1, round(n * mask_ratio(t))) of the chunk's n valid positions are hidden, drawn uniformly
+    (MaskGIT training; MM-ACT uses the same counts). Positions beyond the end of a demonstration are always hidden,
+    never scored and not counted, so that every view of a chunk with a valid position scores one.
 
     Args:
         tokens_BL: int64 demonstrated chunk.
@@ -55,8 +56,9 @@ def corrupted_views(
     """
     batch, length = tokens_BL.shape
     time_BS = torch.rand(batch, num_views, generator=generator, device=tokens_BL.device)
-    count_BS = (length * mask_ratio(time_BS, schedule)).round().clamp_min(1)
+    count_BS = (valid_BL.sum(-1, keepdim=True) * mask_ratio(time_BS, schedule)).round().clamp_min(1)
     noise_BSL = torch.rand(batch, num_views, length, generator=generator, device=tokens_BL.device)
+    noise_BSL = noise_BSL.masked_fill(~valid_BL[:, None, :], torch.inf)  # valid positions are ranked first
     hidden_BSL = noise_BSL.argsort(-1).argsort(-1) < count_BS[..., None]
     hidden_BSL |= ~valid_BL[:, None, :]
     noisy_BSL = torch.where(hidden_BSL, mask_id, tokens_BL[:, None, :])

@@ -41,5 +41,5 @@ def _logit_gradient_norm(scores: Scores) -> Tensor:
 
 
 def scored_mean(x: Tensor, scored: Tensor) -> Tensor:
-    """Mean of `x` over what is scored; 0 if nothing is."""
-    return (x * scored).sum() / scored.sum().clamp_min(1)
+    """Mean of `x` over what is scored; 0 if nothing is. What is not scored may be infinite."""
+    return x.masked_fill(~scored, 0.0).sum() / scored.sum().clamp_min(1)

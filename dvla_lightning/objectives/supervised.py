@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dvla_lightning.backbones.base import Prompt
@@ -11,6 +12,7 @@ from dvla_lightning.diffusion.schedule import MaskSchedule
 from dvla_lightning.diffusion.views import corrupted_views
 from dvla_lightning.errors import UserError
 from dvla_lightning.objectives.base import LossOutput, Objective
+from dvla_lightning.objectives.diagnostics import scored_mean
 from dvla_lightning.policy import DVLAPolicy
 
 
@@ -57,8 +59,7 @@ class SupervisedObjective(Objective):
         valid_BL = (~batch.is_pad).repeat_interleave(policy.action_dim, dim=1)
         views = corrupted_views(tokens_BL, valid_BL, policy.mask_id, self.num_views, self.schedule)
         scores = policy.score(batch.prompt, views)
-        scored_BSL = views.scored_BSL.float()
-        num_scored = scored_BSL.sum().clamp_min(1)
-        loss = -(scores.log_prob_BSL * scored_BSL).sum() / num_scored
-        entropy = (scores.entropy_BSL * scored_BSL).sum() / num_scored
-        return LossOutput(loss, {"loss": loss.detach(), "entropy": entropy.detach()})
+        loss = -scored_mean(scores.log_prob_BSL, views.scored_BSL)
+        with torch.no_grad():
+            entropy = scored_mean(scores.entropy_BSL, views.scored_BSL)
+        return LossOutput(loss, {"loss": loss.detach(), "entropy": entropy})

@@ -240,18 +240,25 @@ class TrajectoryPPO(Objective):
             "value_loss": value_loss(
                 scores.value_B, batch.old_values_B, batch.returns_B, self.value_clip, self.huber_delta
             ),
-            "entropy": scored_mean(scores.entropy_BSL, views.scored_BSL),
+            "entropy": self._entropy(scores, views.scored_BSL),
             "approx_kl": policy_terms.approx_kl,
             "clip_fraction": policy_terms.clip_fraction,
         }
         if self.kl_coef:
             reference_BSL = policy.reference_log_prob(batch.prompt, views, policy.sampler.temperature)
-            kl_BSL = kl_estimate(scores.log_prob_BSL, reference_BSL, self.kl_kind)
+            # A token that a view does not score may be impossible in it, under both: inf - inf is NaN.
+            log_probs = (x.masked_fill(~views.scored_BSL, 0.0) for x in (scores.log_prob_BSL, reference_BSL))
+            kl_BSL = kl_estimate(*log_probs, self.kl_kind)
             values["reference_kl"] = scored_mean(kl_BSL, views.scored_BSL)
         diagnostics = {}
         if torch.is_grad_enabled() and self.estimator.scores_once:
             diagnostics = view_diagnostics(policy_terms.loss, scores, views.scored_BSL, int(batch.path.num_steps_B[0]))
         return _Terms(share, values, policy_terms.max_abs_log_ratio, diagnostics)
+
+    def _entropy(self, scores: Scores, scored_BSL: Tensor) -> Tensor:
+        """Mean entropy of the scored tokens' distributions; with a graph only where the loss has it."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_coef != 0):
+            return scored_mean(scores.entropy_BSL, scored_BSL)
 
     def _check_parity(self, max_abs_log_ratio: Tensor) -> None:
         if not float(max_abs_log_ratio) <= self.parity_tolerance:  # NaN fails, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,5 +111,5 @@ class Episode:
 
     @property
     def episode_return(self) -> float:
-        """Sum of rewards."""
-        return sum(transition.reward for transition in self.transitions)
+        """Sum of rewards, not discounted; rounded once, so that the order in which they came leaves no trace."""
+        return math.fsum(transition.reward for transition in self.transitions)

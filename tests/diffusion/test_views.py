@@ -37,7 +37,22 @@ def test_positions_beyond_the_end_are_hidden_and_never_scored():
     assert not views.scored_BSL[invalid].any()
     assert torch.equal(views.scored_BSL, hidden & ~invalid)
     assert hidden.any(-1).all()
+    assert views.scored_BSL[valid.any(-1)].any(-1).all(), "a view that scores nothing teaches nothing"
     assert (hidden[LENGTH] != hidden[LENGTH, :1]).any(), "views of one chunk are masked independently"
+
+
+@pytest.mark.parametrize("num_valid", [1, 3, 6])
+def test_the_hidden_share_is_that_of_the_valid_positions(check_frequencies, num_valid):
+    """A chunk whose last positions lie beyond the end is masked like a chunk that has only the others."""
+    tokens = torch.randint(VOCAB, (100, LENGTH))
+    valid = torch.zeros_like(tokens, dtype=torch.bool)
+    places = torch.randperm(LENGTH)[:num_valid]
+    valid[:, places] = True
+    generator = torch.Generator().manual_seed(0)
+    count = corrupted_views(tokens, valid, VOCAB, 200, generator=generator).scored_BSL.sum(-1)
+    grid = (torch.arange(200_000) + 0.5) / 200_000
+    wanted = (num_valid * torch.cos(grid * torch.pi / 2)).round().clamp_min(1).long()
+    check_frequencies(count.flatten().bincount(minlength=LENGTH + 1), wanted.bincount(minlength=LENGTH + 1))
 
 
 def test_corruption_is_reproducible():
