@@ -59,3 +59,30 @@ class FaultyTabletop(Tabletop):
 
     def make(self):
         return FaultyEnv(self.fault, self.times, self.marker)
+
+
+class NanRewards(Tabletop):
+    def make(self):
+        return NanRewardsEnv()
+
+
+class NanRewardsEnv(TabletopEnv):
+    def advance(self, action):
+        _, *rest = super().advance(action)
+        return float("nan"), *rest
+
+
+class SlowAtTimes(Tabletop):
+    def make(self):
+        return SlowAtTimesEnv()
+
+
+class SlowAtTimesEnv(TabletopEnv):
+    def step_chunk(self, actions):
+        time.sleep(os.urandom(1)[0] / 10_000)
+        return super().step_chunk(actions)
+
+
+class Hanging(Tabletop):
+    def make(self):
+        time.sleep(600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,13 @@ class Collector:
         step_timeout: seconds a chunk may take in a child process.
         max_retries: how often an episode is run again after its worker died or hung; then it counts as an error.
         progress: show a progress bar.
+        reproducible: decide for one episode at a time. Together they are faster, but a batch of another size may round
+            the network's output differently in the last bit, and with child processes it is timing that says who is in
+            a batch: now and then another token is drawn. Set it where results must not depend on the number of
+            simulators, or a resumed run with child processes must equal an uninterrupted one to the bit.
+
+    Raises:
+        UserError: for numbers that make no sense.
     """
 
     def __init__(
@@ -63,13 +71,20 @@ class Collector:
         step_timeout: float = 60.0,
         max_retries: int = 2,
         progress: bool = True,
+        reproducible: bool = False,
     ) -> None:
         if num_workers < 0 or num_envs < 1:
             raise UserError(f"collector: need num_workers >= 0 and num_envs >= 1, got {num_workers} and {num_envs}")
+        if not (math.isfinite(reset_timeout + step_timeout) and min(reset_timeout, step_timeout) > 0):
+            raise UserError(
+                f"collector: reset_timeout and step_timeout are seconds above 0, got {reset_timeout} and {step_timeout}"
+            )
+        if max_retries < 0:
+            raise UserError(f"collector: max_retries must not be negative, got {max_retries}")
         self.environment = environment
         self.num_workers, self.num_envs = num_workers, num_envs
         self.reset_timeout, self.step_timeout, self.max_retries = reset_timeout, step_timeout, max_retries
-        self.progress = progress
+        self.progress, self.reproducible = progress, reproducible
         self.times = CollectionTimes()
         self._pool: WorkerPool | None = None
 
@@ -105,13 +120,10 @@ class Collector:
             if before_decision:
                 before_decision()
             start = time.perf_counter()
-            observations = [episode.transitions[-1].observation for episode in episodes]
-            seeds = [derived_seed("decision", e.spec.seed, e.num_decisions, bits=63) for e in episodes]
-            decisions = policy.decide(observations, [episode.spec.num_steps for episode in episodes], seeds)
-            actions = decisions.actions.float().cpu().numpy()
+            batches = [[episode] for episode in episodes] if self.reproducible else [episodes]
+            commands = [command for batch in batches for command in _decide(policy, batch, keep_decisions)]
             self.times.policy += time.perf_counter() - start
-            notes = [DecisionRef(decisions, row) if keep_decisions else None for row in range(len(episodes))]
-            return [Command("execute", action, note) for action, note in zip(actions, notes, strict=True)]
+            return commands
 
         return self._in_order(specs, decide, False, title, on_episode)
 
@@ -196,3 +208,15 @@ class Collector:
                 bar.set_postfix_str(f"success {successes}/{bar.n + 1}, errors {errors}, {rate:.0f} env steps/s")
                 bar.update()
                 yield episode
+
+
+def _decide(policy: DVLAPolicy, episodes: Sequence[Episode], keep_decisions: bool) -> list[Command]:
+    """The next chunk of each episode, decided together."""
+    decisions = policy.decide(
+        [episode.transitions[-1].observation for episode in episodes],
+        [episode.spec.num_steps for episode in episodes],
+        [derived_seed("decision", episode.spec.seed, episode.num_decisions, bits=63) for episode in episodes],
+    )
+    actions = decisions.actions.float().cpu().numpy()
+    notes = [DecisionRef(decisions, row) if keep_decisions else None for row in range(len(episodes))]
+    return [Command("execute", action, note) for action, note in zip(actions, notes, strict=True)]

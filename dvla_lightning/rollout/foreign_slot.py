@@ -7,16 +7,22 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import Any
 
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
 from dvla_lightning.rollout import foreign_worker
-from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure, plain_argument
+from dvla_lightning.rollout.output import LastOutput
+from dvla_lightning.rollout.worker import (
+    ProcessSlot,
+    WorkerFailure,
+    limit_patience,
+    parent_for_kernel,
+    plain_argument,
+)
 
 
 class ForeignSlot(ProcessSlot):
@@ -46,17 +52,20 @@ class ForeignSlot(ProcessSlot):
             )
         build = self.environment.foreign_build()
         ours, theirs = socket.socketpair()
-        self.log: IO[str] = tempfile.NamedTemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        reader, writer = os.pipe()
         self.process = subprocess.Popen(
-            [program, foreign_worker.__file__, str(theirs.fileno())],
+            [program, foreign_worker.__file__, str(theirs.fileno()), str(int(parent_for_kernel()))],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,  # some simulators ask questions at their first import
-            stdout=self.log,
+            stdout=writer,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is not for it, and it is killed together with its own children
         )
         theirs.close()
+        os.close(writer)
+        self.output = LastOutput(reader)
         self.connection = Connection(ours.detach())
+        limit_patience(self.connection)
         self.deadline = time.monotonic()
         self._write("build", build)
 
@@ -80,15 +89,10 @@ class ForeignSlot(ProcessSlot):
             foreign_worker.send_message(self.connection, message)
 
     def _read(self) -> tuple[str, Any]:
-        try:
-            message = foreign_worker.receive_message(self.connection)
-            kind, value = message["kind"], message["value"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise WorkerFailure(f"worker {self.process.pid} sent what is no message ({error})") from error
+        message = foreign_worker.receive_message(self.connection)
+        kind, value = message["kind"], message["value"]
         if kind == "hello":
-            self.hello = value
-        if kind == "alive":
-            self.deadline = time.monotonic() + self.timeout
+            self.hello = dict(value)
         return kind, value
 
     def _death(self) -> Exception:
@@ -97,19 +101,22 @@ class ForeignSlot(ProcessSlot):
             self.process.wait(5)
         if self.hello is not None:
             return WorkerFailure(
-                f"worker {self.process.pid} died (exit code {self.process.returncode}){self._last_output()}"
+                f"worker {self.process.pid} died (exit code {self.process.returncode}){self.output.last_lines()}"
             )
         return UserError(
             f"interpreter {self.environment.interpreter!r} cannot run the simulator's worker (exit code "
-            f"{self.process.returncode}){self._last_output()}; give the Python 3.8 or newer that has the simulator "
-            "and numpy installed"
+            f"{self.process.returncode}){self.output.last_lines()}; give the Python 3.8 or newer that has the "
+            "simulator and numpy installed"
         )
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self.connection.close()  # the order to stop
+
+    def close(self, patience: float = 3.0) -> None:
+        self.stop()
         if self.hello is not None:  # else nobody listens
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(10)
+                self.process.wait(patience)
         self._kill()
 
     def _kill(self) -> None:
@@ -117,4 +124,4 @@ class ForeignSlot(ProcessSlot):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.connection.close()
-        self.log.close()
+        self.output.close()

@@ -1,4 +1,4 @@
-"""The worker of a simulator in another Python: `<interpreter> foreign_worker.py <descriptor of a connected socket>`.
+"""The worker of a simulator in another Python: `<interpreter> foreign_worker.py <descriptor of a socket> <0 or 1>`.
 
 Standard library and numpy alone, Python 3.8 or newer, numpy 1 or 2: it runs where this package is not installed.
 
@@ -17,6 +17,7 @@ End of the connection is the order to stop.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import json
@@ -39,6 +40,9 @@ except ImportError:
 
 PROTOCOL = 1
 ORPHAN_CHECK_SECONDS = 1.0
+MOST_HEADER_BYTES = 2**26
+MOST_ARRAY_BYTES = 2**30
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 # ---------------------------------------------------------------------- messages
@@ -63,16 +67,30 @@ def receive_message(connection):
 
     Raises:
         EOFError: if the other side is gone.
-        ValueError: if what came is no message.
+        Exception: of any kind, if what came is no message: the other side may be anybody's code.
     """
-    header = json.loads(connection.recv_bytes().decode())
+    header = json.loads(_receive_bytes(connection, MOST_HEADER_BYTES).decode())
     arrays = []
     for dtype, shape in header["arrays"]:
-        array = np.empty(shape, np.dtype(dtype))
-        if array.size:
-            connection.recv_bytes_into(array.reshape(-1).view(np.uint8).data)
-        arrays.append(array)
+        dtype = np.dtype(dtype)
+        if dtype.hasobject or any(type(size) is not int or size < 0 for size in shape):
+            raise ValueError("array of {} and shape {}".format(dtype, shape))  # noqa: UP032 - Python 3.8's style
+        size = dtype.itemsize * functools.reduce(lambda a, b: a * b, shape, 1)
+        data = _receive_bytes(connection, min(size, MOST_ARRAY_BYTES)) if size else b""
+        if len(data) != size:
+            raise ValueError("{} bytes of an array of {}".format(len(data), size))  # noqa: UP032
+        arrays.append(np.frombuffer(bytearray(data), dtype).reshape(shape))
     return _decode(header["message"], arrays)
+
+
+def _receive_bytes(connection, most):
+    """A part of a message. Longer ones are refused before memory is taken for them; nothing after them can be read."""
+    try:
+        return connection.recv_bytes(most)
+    except OSError as error:
+        if str(error) == "bad message length":
+            raise ValueError("a part of more than {} bytes".format(most)) from error  # noqa: UP032
+        raise
 
 
 def _encode(value, arrays):
@@ -108,7 +126,8 @@ def _decode(value, arrays):
 class Runner:
     """Holds one simulator (see `envs.base.SimulatorEnv`) and executes commands on it; builds it at the first one.
 
-    Results are dicts with the fields of `rollout.episode.Transition`.
+    Results are dicts with the fields of `rollout.episode.Transition`, as the simulator gives them: `rollout.checks`
+    looks at them on the other side.
 
     Args:
         make: builds the simulator.
@@ -133,6 +152,7 @@ class Runner:
 
     def execute(self, actions):
         """Executes a chunk (T, action_dim) until it is used up or the episode ends."""
+        _check_action(actions)
         observation, reward, terminated, truncated, info = self.env.step_chunk(actions)
         executed = np.asarray(actions[: info["num_env_steps"]], dtype=np.float32)
         seconds = info["simulation_seconds"], info["rendering_seconds"]
@@ -145,6 +165,7 @@ class Runner:
         start = time.perf_counter()
         while len(actions) < num_actions and not (terminated or truncated):
             actions.append(np.asarray(self.env.expert_action(), dtype=np.float32))
+            _check_action(actions[-1])
             reward, terminated, truncated, info = self.env.advance(actions[-1])
             total += reward
         simulated = time.perf_counter()
@@ -174,14 +195,20 @@ class Runner:
         return {
             "observation": observation,
             "actions": actions,
-            "reward": float(reward),
-            "terminated": bool(terminated),
-            "truncated": bool(truncated),
-            "is_success": bool(success),
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            "is_success": success,
             "simulation_seconds": simulated,
             "rendering_seconds": rendered,
             "picture": np.asarray(self.env.render()) if self.pictures else None,
         }
+
+
+def _check_action(action):
+    """Raises ValueError for what is not finite: simulators take it, and warn at most."""
+    if not np.isfinite(action).all():
+        raise ValueError("an action is not finite: {}".format(np.asarray(action).tolist()))  # noqa: UP032
 
 
 # ---------------------------------------------------------------------- the process
@@ -250,21 +277,34 @@ def _answer(runner, command, argument):
         return {"kind": "failure", "value": traceback.format_exc().strip()}
 
 
-def _end_with_parent(parent):
-    """Kills this process and its children once the parent is gone, even in the middle of a hanging command."""
+def end_with_parent(ask_kernel, kill):
+    """From now on this process ends with its parent, even in the middle of a hanging command.
+
+    Args:
+        ask_kernel: on Linux, let the kernel kill it; that helps where native code hangs without giving Python's lock
+            free. The kernel takes the thread that started this process for the parent: only for a main thread.
+        kill: ends this process, and what it has started.
+    """
+    parent = os.getppid()
+    if ask_kernel and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    threading.Thread(target=_watch, args=(parent, kill), daemon=True).start()
+
+
+def _watch(parent, kill):
     while os.getppid() == parent:
         time.sleep(ORPHAN_CHECK_SECONDS)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    kill()
 
 
 def main():
-    """Takes over the socket whose descriptor is the first argument."""
+    """Takes over the socket whose descriptor is the first argument; the second is 1 if the kernel may end us."""
     from multiprocessing.connection import Connection
 
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # a child that outlives us must not keep the connection open
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_with_parent(sys.argv[2] == "1", lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
     serve(Connection(descriptor))
 
 

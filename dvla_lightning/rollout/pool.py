@@ -10,9 +10,13 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from dvla_lightning.envs.base import Environment
+from dvla_lightning.rollout.checks import check_transition
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec, Transition
 from dvla_lightning.rollout.foreign_slot import ForeignSlot
 from dvla_lightning.rollout.worker import LocalSlot, ProcessSlot, Slot, WorkerFailure
+
+CLOSE_SECONDS = 3.0
+"""How long simulators have to end by themselves."""
 
 
 @dataclass
@@ -51,7 +55,8 @@ class WorkerPool:
         max_retries: int,
     ) -> None:
         self.timeouts = {"reset": reset_timeout, "execute": step_timeout, "demonstrate": step_timeout}
-        self.max_retries = max_retries
+        self.environment, self.max_retries = environment, max_retries
+        self._asked: dict[int, int] = {}  # slot -> how many actions it was last asked for
         self.slots: list[Slot]
         if environment.interpreter:
             self.slots = [ForeignSlot(environment) for _ in range(max(1, num_workers))]
@@ -87,6 +92,9 @@ class WorkerPool:
                 episode = running[index]
                 try:
                     transition = self.slots[index].receive()
+                    if transition is not None:
+                        before = episode.transitions[-1] if episode.transitions else None
+                        check_transition(transition, episode.spec, before, self._asked[index], self.environment)
                 except WorkerFailure as failure:
                     self.slots[index].replace()
                     del running[index]
@@ -107,16 +115,22 @@ class WorkerPool:
                 commands = actor([running[index] for index in waiting])
                 for index, command in zip(waiting, commands, strict=True):
                     running[index].decisions.append(command.note)
-                    self.slots[index].send(command.name, command.argument, self.timeouts[command.name])
+                    argument = command.argument
+                    self._asked[index] = argument if isinstance(argument, int) else len(argument)
+                    self.slots[index].send(command.name, argument, self.timeouts[command.name])
 
     def close(self) -> None:
-        """Ends all simulators."""
+        """Ends all simulators, side by side; those that do not listen are killed after `CLOSE_SECONDS` together."""
         for slot in self.slots:
-            slot.close()
+            slot.stop()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for slot in self.slots:
+            slot.close(max(0.0, deadline - time.monotonic()))
         self.slots = []
 
     def _start(self, index: int, episode: Episode) -> None:
         episode.seconds = -time.perf_counter()
+        self._asked[index] = 0
         self.slots[index].send("reset", episode.spec, self.timeouts["reset"])
 
     def _ready(self, running: dict[int, Episode]) -> list[int]:

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
+import socket
+import struct
+import threading
 import time
 import traceback
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
-from typing import IO, Any, Protocol
+from pickle import PicklingError
+from typing import Any, Protocol
 
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
 from dvla_lightning.rollout.episode import EpisodeSpec, Transition
-from dvla_lightning.rollout.foreign_worker import Runner
+from dvla_lightning.rollout.foreign_worker import Runner, end_with_parent
+from dvla_lightning.rollout.output import LastOutput
+
+MESSAGE_SECONDS = 10
+"""A message of a few MB takes milliseconds; one that stands still for so long will not go on."""
+
+MAIN_GUARD = (
+    "worker processes import the script that started them, so it must be a file and run only below `if __name__ == "
+    '"__main__":`; or set num_workers: 0'
+)
 
 
 class WorkerFailure(Exception):
@@ -60,8 +72,12 @@ class Slot(Protocol):
         """Kills the simulator and starts afresh."""
         ...
 
-    def close(self) -> None:
-        """Ends it."""
+    def stop(self) -> None:
+        """Tells it to end, and does not wait."""
+        ...
+
+    def close(self, patience: float = 3.0) -> None:
+        """Ends it; kills it after `patience` seconds."""
         ...
 
 
@@ -89,28 +105,52 @@ class LocalSlot:
         return self.result
 
     def replace(self) -> None:
-        self.close()
+        with suppress(Exception):  # what has failed may fail at its end, too
+            self.close()
         self.runner = Runner(self.environment.make)
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        pass
+
+    def close(self, patience: float = 3.0) -> None:
         self.runner.close()
 
 
 class ProcessSlot:
-    """A simulator in a spawned child process (never forked: GL and CUDA do not survive a fork)."""
+    """A simulator in a spawned child process (never forked: GL and CUDA do not survive a fork).
+
+    Raises:
+        UserError: if workers cannot be started here at all.
+    """
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
+        self.is_up = False  # whether a worker of this slot has ever said a word; a replacement keeps it
+        self.timeout = 0.0
         self._start()
 
     def _start(self) -> None:
+        if getattr(current_process(), "_inheriting", False):  # a worker that imports the script which started it
+            raise UserError(f"this is a worker process: {MAIN_GUARD}")
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        # The child's prints and native errors go to a file: they must not tear the progress bar, yet explain a death.
-        self.log: IO[str] = tempfile.NamedTemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self.process = context.Process(target=serve, args=(theirs, self.environment, self.log.name), daemon=True)
-        self.process.start()
-        theirs.close()
+        # The child's prints and native errors must not tear the progress bar, yet explain a death.
+        reader, writer = context.Pipe(duplex=False)
+        args = (theirs, self.environment, writer, parent_for_kernel())
+        self.process = context.Process(target=serve, args=args, daemon=True)
+        try:
+            self.process.start()
+        except (PicklingError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"{type(self.environment).__name__} cannot be sent to a worker process ({error}): define its class at "
+                "the top of a module, with attributes that can be pickled, or set num_workers: 0"
+            ) from error
+        finally:
+            theirs.close()
+            writer.close()
+        self.output = LastOutput(os.dup(reader.fileno()))
+        reader.close()
+        limit_patience(self.connection)
         self.deadline = time.monotonic()
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
@@ -122,7 +162,10 @@ class ProcessSlot:
         answer = self._answer()
         if answer is None:
             return None
-        return answer[0] if isinstance(answer[0], Transition) else Transition(**answer[0])
+        try:
+            return answer[0] if isinstance(answer[0], Transition) else Transition(**answer[0])
+        except TypeError as error:
+            raise WorkerFailure(f"worker {self.process.pid} sent what is no result ({error})") from error
 
     def _answer(self) -> tuple[Any] | None:
         """The result of a command; None for a sign of life."""
@@ -130,12 +173,21 @@ class ProcessSlot:
             raise WorkerFailure(f"worker {self.process.pid} did not answer within {self.timeout:g} s")
         try:
             kind, value = self._read()
+        except BlockingIOError:
+            raise WorkerFailure(f"worker {self.process.pid} stopped in the middle of a message") from None
         except (EOFError, OSError):
             raise self._death() from None
+        except (WorkerFailure, UserError):
+            raise
+        except Exception as error:  # what comes from outside may fail in any way
+            raise WorkerFailure(f"worker {self.process.pid} sent what is no message ({error!r})") from error
+        self.is_up = True
         if kind == "user_error":
-            raise UserError(value)
+            raise UserError(str(value))
         if kind == "failure":
-            raise WorkerFailure(value)
+            raise WorkerFailure(str(value))
+        if kind == "alive":
+            self.deadline = time.monotonic() + self.timeout
         return (value,) if kind == "ok" else None
 
     def _write(self, command: str, argument: Any) -> None:
@@ -143,38 +195,57 @@ class ProcessSlot:
             self.connection.send((command, argument))
 
     def _read(self) -> tuple[str, Any]:
-        return self.connection.recv()
+        kind, value = self.connection.recv()
+        return kind, value
 
     def _death(self) -> Exception:
+        """Why the worker is gone; one that never said a word would not in the next attempt, either."""
         self.process.join(5)
-        return WorkerFailure(f"worker {self.process.pid} died (exit code {self.process.exitcode}){self._last_output()}")
+        end = f"worker {self.process.pid} died (exit code {self.process.exitcode})"
+        if self.is_up:
+            return WorkerFailure(end + self.output.last_lines())
+        return UserError(f"{end} before it could start, its error stands above: {MAIN_GUARD}")
 
     def replace(self) -> None:
         self._kill()
         self._start()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         with suppress(OSError):
             self.connection.send(("stop", None))
-            self.process.join(10)
+
+    def close(self, patience: float = 3.0) -> None:
+        self.stop()
+        if self.is_up:  # else nobody listens yet
+            self.process.join(patience)
         self._kill()
 
     def _kill(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
-        self.log.close()
-
-    def _last_output(self) -> str:
-        self.log.seek(0)
-        lines = [line for line in self.log.read().splitlines() if line.strip()]
-        return "; its last output: " + " | ".join(lines[-3:]) if lines else ""
+        self.output.close()
 
 
-def serve(connection: Connection, environment: Environment, log_path: str) -> None:
+def limit_patience(connection: Connection) -> None:
+    """From now on reading raises BlockingIOError where a message has begun and does not go on."""
+    with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MESSAGE_SECONDS, 0))
+
+
+def parent_for_kernel() -> bool:
+    """Whether the kernel may end a worker with its parent: for Linux that is the thread which starts it."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def serve(connection: Connection, environment: Environment, output: Connection, ask_kernel: bool) -> None:
     """Main loop of a child process: one command in, one result out, until told to stop or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _redirect_output(log_path)
+    for descriptor in (1, 2):  # native libraries write to the descriptors, not to sys.stdout
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    end_with_parent(ask_kernel, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    connection.send(("up", None))
     runner = Runner(environment.make)
     while True:
         try:
@@ -191,9 +262,3 @@ def serve(connection: Connection, environment: Environment, log_path: str) -> No
             reply = ("failure", traceback.format_exc().strip())
         connection.send(reply)
     runner.close()
-
-
-def _redirect_output(path: str) -> None:
-    log = os.open(path, os.O_WRONLY | os.O_APPEND)
-    for descriptor in (1, 2):  # native libraries write to the descriptors, not to sys.stdout
-        os.dup2(log, descriptor)
