@@ -2,6 +2,8 @@
 
 import mmap
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,3 +108,16 @@ def test_memory_is_that_of_the_process():
 def test_soft_resets_do_not_leak():
     memory = list(memory_after_resets(Libero(), num_tasks=1, num_resets=40))
     assert growth(memory, warm_up=5, num_tasks=1) < 5.0
+
+
+def test_an_environment_that_nobody_closes_ends_without_a_word():
+    code = (
+        "from dvla_lightning.envs.libero import Libero\n"
+        "recipe = Libero(suite='libero_spatial')\n"
+        "env = recipe.make()\n"
+        "env.reset(seed=0, options={'task': recipe.tasks[0]})\n"
+        "print('done')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-1] == "done" and done.returncode == 0
+    assert "Traceback" not in done.stderr and "EGLError" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from typing import Any
 
@@ -29,7 +30,7 @@ class Cameras:
         self._options.geomgroup[0] = 0  # collision shapes
         if not faithful:
             model.vis.quality.offsamples = 0
-        # GL contexts that outlive the interpreter's modules print errors while they are collected.
+        # GL contexts that outlive the interpreter's modules, or EGL's display, print errors while they are collected.
         self._finalizer = weakref.finalize(self, _close_all, self._renderers)
 
     def picture(self, data: Any, camera: str, size: int) -> NDArray[np.uint8]:
@@ -48,6 +49,10 @@ class Cameras:
         """
         if size not in self._renderers:
             self._renderers[size] = self._make_renderer(size)
+            # Exit functions run backwards: only now, after the first frame has imported mujoco.egl, whose own takes the
+            # display away. The finalizer's turn at the end of Python comes later.
+            atexit.unregister(self._finalizer)
+            atexit.register(self._finalizer)
         renderer = self._renderers[size]
         renderer.update_scene(data, camera=camera, scene_option=self._options)
         return renderer.render()
@@ -67,6 +72,7 @@ class Cameras:
 
     def close(self) -> None:
         """Frees the GL contexts."""
+        atexit.unregister(self._finalizer)
         self._finalizer()
 
 
