@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "dvla_lightning"
 # part of the package    which other parts it may import (itself always); a row names only parts of rows below it
 MAY_IMPORT = {
     "__main__":          "cli",
-    "cli":               "tools callbacks module data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors versions",
+    "cli":               "launch tools callbacks module data objectives evaluation rollout policy backbones "
+                         "actions diffusion rl envs envs.base errors paths versions",
+    "launch":            "errors paths",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base errors versions",
     "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors",
@@ -32,6 +33,7 @@ MAY_IMPORT = {
     "diffusion":         "",
     "envs":              "envs.base errors versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
+    "paths":             "errors",
     "errors":            "",
     "versions":          "",
 }  # fmt: skip
@@ -41,7 +43,7 @@ SAME_PART = {"policy_directory": "policy", "lightning_cli": "cli"}
 
 # library                which parts may import it; libraries not named here are free
 RESERVED = {
-    "lightning":         "cli module data callbacks",
+    "lightning":         "cli launch module data callbacks",
     "pytorch_lightning": "",                  # the old name of the same library: mixing the two breaks isinstance
     "lightning_fabric":  "",
     "torchmetrics":      "module evaluation callbacks",
@@ -49,7 +51,7 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "versions": ""}
+PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "paths": "", "versions": ""}
 
 FORBIDDEN_NAMES = ("utils", "common")
 
