@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -26,6 +29,11 @@ import dvla_lightning.objectives  # noqa: F401 - short class names in YAML resol
 from dvla_lightning.callbacks import CommitOrderPicture, EvaluationReport, RolloutMetrics, SavePolicy
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
+from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process
+from dvla_lightning.launch.ranks import ending_together, use_launcher
+from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
+from dvla_lightning.launch.saved_config import SavedConfig
+from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.tools.parser import useful_line
 
@@ -50,28 +58,13 @@ QUIET = (
 
 
 class Parser(LightningArgumentParser):
-    """Turns jsonargparse's wall of text into its one useful line."""
+    """Turns jsonargparse's wall of text into its one useful line; options are written in full."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(useful_line(message))
-
-
-class LogConfig(SaveConfigCallback):
-    """Beside config.yaml in the run directory, the resolved configuration goes to TensorBoard.
-
-    An evaluation in the directory of a run writes validate.yaml (test.yaml, ...) and leaves its config.yaml alone.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            self.config_filename = f"{trainer.state.fn.value}.yaml"
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_unset=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+        raise UserError(useful_line(message, self))
 
 
 class DVLACommand(LightningCLI):
@@ -82,9 +75,27 @@ class DVLACommand(LightningCLI):
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; later ones win")
         return parser
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        text = f"Seed of everything random, 0 to {MAX_SEED}; true draws one, and config.yaml says which."
+        # Any: Lightning's type takes every integer; `whole_seed` says what is wrong with one.
+        parser.add_argument("--seed_everything", type=Any, default=0, help=text)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"seed_everything": 0})
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        # The value is what `_set_seed` gives it: a seed may be drawn.
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=lambda _: 0)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = CKPT_PATH_HELP
+        return parser
+
+    def _set_seed(self) -> None:
+        config = self.config[self.subcommand]
+        config.seed_everything = seed_everything(whole_seed(config.seed_everything), workers=True)
+        if "init_args" in config.data and "seed" in config.data.init_args:
+            config.data.init_args.seed = config.seed_everything
 
     def instantiate_classes(self) -> None:
         """Jsonargparse wraps errors of optional classes in its own; the user wants the sentence inside."""
@@ -101,43 +112,103 @@ class DVLACommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.trainer.default_root_dir is None:
-            raise UserError("trainer.default_root_dir: give the directory that the run shall be written to")
-        root = Path(config.trainer.default_root_dir)
-        last = root / "checkpoints" / "last.ckpt"
-        checkpoint = config.get("ckpt_path")
-        if checkpoint == "last":
-            if not last.exists():
-                raise UserError(f"--ckpt_path last: {last} does not exist, there is no run to resume")
-            config.ckpt_path = str(last)
-        if checkpoint is not None:
-            _check_checkpoint(Path(config.ckpt_path))
-        is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
-        overwrites = checkpoint is None and not config.trainer.fast_dev_run and last.exists()
-        if self.subcommand == "fit" and overwrites and is_first_process:
-            raise UserError(
-                f"{root} already holds a run: continue it with --ckpt_path last, or choose another directory with "
-                "--trainer.default_root_dir"
-            )
-        if config.trainer.enable_progress_bar is not False:
-            # Not Lightning's rich bar: the collector's own bar lives beside this one.
-            self.trainer_defaults["callbacks"].append(TQDMProgressBar())
-        if config.trainer.logger is None or config.trainer.logger is True:
-            logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
-            logger["init_args"] = {"save_dir": str(root), "name": "", "version": ""}
-            config.trainer.logger = logger if self.subcommand == "fit" else False
+        check_flags(config.trainer, self.subcommand)
+        self.directory = RunDirectory(config.trainer.default_root_dir)
+        self.checkpoint = self.directory.checkpoint(self.subcommand, config.get("ckpt_path"))
+        if self.checkpoint is not None:
+            _check_checkpoint(self.checkpoint)
+        self._keeps_a_run = self.subcommand == "fit" and not config.trainer.fast_dev_run
+        if self._keeps_a_run and is_first_process():
+            self.directory.check_free(self.checkpoint)
         if "verbose" in config:
             config.verbose = False  # Lightning's own table prints rates without n; EvaluationReport prints ours
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """What follows from the run's directory is given to the Trainer alone: config.yaml keeps what was asked for."""
+        flags = self._get(self.config_init, "trainer")
+        root = str(self.directory.root)
+        kwargs |= {"default_root_dir": root, "logger": flags.logger}
+        if flags.logger is None or flags.logger is True:
+            keeps_log = self.subcommand == "fit" and not flags.barebones
+            kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="") if keeps_log else False
+        if flags.barebones and flags.log_every_n_steps == TRAINER_DEFAULTS["log_every_n_steps"]:
+            kwargs["log_every_n_steps"] = None  # our default, which the user did not ask for
+        if environment := cluster_environment():
+            kwargs["plugins"] = [*listed(flags.plugins), environment]
+        self.trainer_defaults["callbacks"] = self._callbacks(flags)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        check_world(trainer)
+        use_launcher(trainer)
+        return trainer
+
+    def _callbacks(self, flags: Any) -> list[Callback]:
+        """Ours, beside those of the user."""
+        callbacks: list[Callback] = [RolloutMetrics(), CommitOrderPicture(), EvaluationReport(), SavePolicy()]
+        if flags.enable_checkpointing is not False and not flags.barebones:
+            # After every epoch, whatever a monitored score does: an iteration that was cut short is collected again.
+            last = ModelCheckpoint(
+                dirpath=self.directory.checkpoints,
+                filename="last",
+                save_top_k=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+                every_n_epochs=1,
+            )
+            callbacks.append(last)
+        elif self._keeps_a_run:
+            print("no checkpoints are written: this run cannot be resumed", file=sys.stderr, flush=True)
+        shows_progress = flags.enable_progress_bar is not False and not flags.barebones
+        if shows_progress and not any(isinstance(callback, ProgressBar) for callback in listed(flags.callbacks)):
+            # Not Lightning's rich bar: the collector's own bar lives beside this one.
+            callbacks.append(TQDMProgressBar())
+        return callbacks
+
+    def after_instantiate_classes(self) -> None:
+        if self._keeps_a_run and is_first_process():
+            self.directory.lock()
+            self.directory.check_free(self.checkpoint)  # again: nobody can have come between from here on
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": checkpoint}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            with ending_together(self.trainer.strategy.launcher):
+                super()._run_subcommand(subcommand)
+        finally:
+            self.directory.release()
+
+
+def listed(given: Any) -> list[Any]:
+    """A list of what may be given alone, or not at all."""
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _check_checkpoint(path: Path) -> None:
     """Raises `UserError` for what can be seen to be no checkpoint of a run without loading it."""
-    if not path.exists():
-        raise UserError(f"--ckpt_path: {path} does not exist")
     if (path / "config.json").exists():
         raise UserError(f"--ckpt_path: {path} is a policy directory: start from it with --model.policy.pretrained")
     if path.is_file() and not zipfile.is_zipfile(path):  # a directory is a distributed checkpoint
         raise UserError(f"--ckpt_path: {path} is damaged or no checkpoint of a run")
+
+
+@contextlib.contextmanager
+def _usr1_ends_as_term() -> Iterator[None]:
+    """SLURM announces the end of a job's time with SIGUSR1 or SIGTERM (--signal): both end a run in good order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def run(args: list[str]) -> None:
@@ -145,21 +216,16 @@ def run(args: list[str]) -> None:
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
     for text in QUIET:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
-    # last.ckpt after every epoch, whatever a monitored score does: an iteration that was cut short is collected again.
-    last = ModelCheckpoint(
-        filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False, every_n_epochs=1
-    )
-    callbacks = [RolloutMetrics(), CommitOrderPicture(), EvaluationReport(), SavePolicy(), last]
     try:
-        DVLACommand(
-            DVLAModule,
-            EvaluationDataModule,
-            subclass_mode_data=True,
-            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": callbacks},
-            save_config_callback=LogConfig,
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-        )
+        with _usr1_ends_as_term():
+            DVLACommand(
+                DVLAModule,
+                EvaluationDataModule,
+                subclass_mode_data=True,
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                save_config_callback=SavedConfig,
+                auto_configure_optimizers=False,
+            )
     except MisconfigurationException as error:  # Lightning's word for arguments that do not fit each other
         raise UserError(" ".join(str(error).split())) from error
     except SIGTERMException:

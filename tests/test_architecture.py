@@ -14,25 +14,29 @@ PACKAGE = Path(__file__).parents[1] / "dvla_lightning"
 # part of the package    which other parts it may import (itself always); a row names only parts of rows below it
 MAY_IMPORT = {
     "__main__":          "cli",
-    "cli":               "tools callbacks module data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors seeding versions",
+    "cli":               "launch tools callbacks module data objectives evaluation rollout policy backbones "
+                         "actions diffusion rl envs envs.base errors files paths seeding versions",
+    "launch":            "errors files paths",
     "tools":             "data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors seeding versions",
-    "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors",
+                         "actions diffusion rl envs envs.base errors files paths seeding versions",
+    "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors "
+                         "files",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
     "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
-                         "seeding",
+                         "files paths seeding",
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
-    "evaluation":        "rollout policy actions diffusion rl envs.base errors seeding",
+    "evaluation":        "rollout policy actions diffusion rl envs.base errors files paths seeding",
     "rollout":           "policy backbones actions diffusion rl envs.base errors seeding",
     "__init__":          "policy errors",
-    "policy":            "backbones actions diffusion rl envs.base errors",
+    "policy":            "backbones actions diffusion rl envs.base errors paths",
     "backbones":         "actions diffusion envs.base errors",
     "actions":           "errors",
     "rl":                "diffusion",
     "diffusion":         "",
-    "envs":              "envs.base errors seeding versions",  # simulators
+    "envs":              "envs.base errors paths seeding versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
+    "files":             "errors",
+    "paths":             "errors",
     "errors":            "",
     "seeding":           "",
     "versions":          "",
@@ -48,7 +52,7 @@ SAME_PART = {
 
 # library                which parts may import it; libraries not named here are free
 RESERVED = {
-    "lightning":         "cli module data callbacks",
+    "lightning":         "cli launch module data callbacks",
     "pytorch_lightning": "",                  # the old name of the same library: mixing the two breaks isinstance
     "lightning_fabric":  "",
     "torchmetrics":      "module evaluation callbacks",
@@ -56,7 +60,7 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "seeding": "numpy", "versions": ""}
+PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "paths": "", "seeding": "numpy", "versions": ""}
 
 FORBIDDEN_NAMES = ("utils", "common")
 

@@ -106,7 +106,6 @@ def test_unknown_command(capsys):
         (["--data.gamma", "7"], "between 0 and 1"),
         (["--trainer.strategy", "dpp"], "invalid strategy name"),
         (["--trainer.default_root_dir", "null"], "default_root_dir"),
-        (["--trainer.precision", "bf16-true"], "use bf16-mixed"),
         (["--data.collector.environment", "Tablecloth"], "Tablecloth"),
     ],
 )

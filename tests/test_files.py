@@ -9,7 +9,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.heat_map import save_figure
 from dvla_lightning.evaluation.pictures import load_strip, save_strip
 from dvla_lightning.evaluation.videos import save_video
-from dvla_lightning.evaluation.whole_file import whole_file
+from dvla_lightning.files import whole_file
 from tests.full_disk import largest_file
 
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)

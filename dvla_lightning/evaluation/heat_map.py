@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dvla_lightning.evaluation.whole_file import whole_file
+from dvla_lightning.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

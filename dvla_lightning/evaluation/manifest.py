@@ -21,7 +21,7 @@ from dvla_lightning.evaluation import chain
 from dvla_lightning.evaluation.header import Header, differences, grown
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
 from dvla_lightning.evaluation.validation import check_header, check_new, check_size, read_record
-from dvla_lightning.evaluation.whole_file import whole_file
+from dvla_lightning.files import whole_file
 
 NAME = "evaluation.jsonl"
 ELSEWHERE = "choose another directory with --trainer.default_root_dir"

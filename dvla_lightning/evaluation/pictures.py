@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dvla_lightning.errors import UserError
-from dvla_lightning.evaluation.whole_file import whole_file
+from dvla_lightning.files import whole_file
 from dvla_lightning.rollout.episode import Episode
 
 

@@ -23,7 +23,7 @@ from dvla_lightning.evaluation.success import (
     wilson_interval,
 )
 from dvla_lightning.evaluation.validation import check_header, read_record
-from dvla_lightning.evaluation.whole_file import whole_file
+from dvla_lightning.files import whole_file
 
 ADDED = ("tasks", "total", "episodes", "checksum")  # by evaluation.json to the header
 

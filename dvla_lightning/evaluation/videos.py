@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from dvla_lightning.errors import UserError
-from dvla_lightning.evaluation.whole_file import whole_file
+from dvla_lightning.files import whole_file
 from dvla_lightning.rollout.episode import Episode
 
 # One picture per decision. At 20 control steps per second and 8 actions per decision that is twice real time.

@@ -2,30 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from dvla_lightning.errors import UserError
 
+UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments:|Option|does not accept option) '?([-\w.=]+)")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$")
+
 
 class OneSentenceParser(ArgumentParser):
-    """Raises `UserError` with the one useful line of jsonargparse's report."""
+    """Raises `UserError` with the one useful line of jsonargparse's report; options are written in full."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        raise UserError(useful_line(message))
+        raise UserError(useful_line(message, self))
 
 
-def useful_line(message: str) -> str:
-    """The line that says what is wrong, with the key it is about."""
+def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
+    """The line that says what is wrong, with the key it is about; with a parser also what may have been meant."""
     lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
     noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value")
     noise += ("Expected a <class 'NoneType'>", "Expected a path")
     useful = [line for line in lines if not line.startswith(noise)] or lines[-1:]
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key") and '"' in line]
     where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
-    return where + useful[0]
+    given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
+    return where + _all_expected(useful, given) + _meant(useful[0], keys, parser)
+
+
+def _all_expected(useful: Sequence[str], given: str | None) -> str:
+    """The first line; of several types that would have done, all."""
+    expected = [line.removeprefix("Expected a ") for line in useful if line.startswith("Expected a ")]
+    if len(expected) < 2 or any("." in line.replace("typing.", "") for line in expected):
+        return useful[0]
+    names = [re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", line) for line in expected]
+    return f"Expected {' or '.join(names)}" + (f", got {given}" if given is not None else "")
+
+
+def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str:
+    """A near name of an option, or the classes that there are."""
+    if parser is None:
+        return ""
+    if option := UNKNOWN_OPTION.search(line):
+        known = {action.dest: None for action in _actions(parser) if action.dest != "help"}
+        wrong = option[1].lstrip("-").split("=")[0]
+        near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.7)
+        last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}  # the last word is right, the group is not
+        near = near or [last[name] for name in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], last, 1, 0.8)]
+        return f": did you mean {near[0]}?" if near else ""
+    if keys and (wrong_class := UNKNOWN_CLASS.search(line)):
+        hints = [getattr(action, "_typehint", None) for action in _actions(parser) if action.dest == keys[-1]]
+        names = sorted({kind.__name__ for hint in hints for kind in _classes(hint)})
+        near = difflib.get_close_matches(wrong_class[1], names, n=1)
+        meant = f", did you mean {near[0]}?" if near else ""
+        return f"{meant} (known are: {', '.join(names)}; others by their dotted path)" if names else ""
+    return ""
+
+
+def _actions(parser: ArgumentParser) -> list[Any]:
+    """The options of a parser and of its verbs."""
+    verbs = [verb for action in parser._actions for verb in getattr(action, "_name_parser_map", {}).values()]
+    return [action for each in (parser, *verbs) for action in each._actions]
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    """Classes that may be named where a class is asked for: those that are imported, and can be made."""
+    for kind in typing.get_args(hint) or [hint]:
+        if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
+                yield kind
+            for below in kind.__subclasses__():
+                yield from _classes(below)
 
 
 def run_tool(function: Callable[..., Any], args: Sequence[str], name: str) -> Any:

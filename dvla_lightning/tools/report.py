@@ -29,7 +29,7 @@ from dvla_lightning.evaluation.success import (
     wilson_interval,
 )
 from dvla_lightning.evaluation.summary import read_summary, remark_lines
-from dvla_lightning.evaluation.whole_file import whole_file
+from dvla_lightning.files import whole_file
 from dvla_lightning.tools.parser import run_tool
 
 SHOWN = 5  # of the pairs that are left out

@@ -1,0 +1,147 @@
+"""The directory of a run: what it holds, what is resumed from it, and who may write to it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import IO
+
+from dvla_lightning.errors import UserError
+from dvla_lightning.paths import local_path, writable_directory
+
+LOCK = ".lock"
+OTHER_DIRECTORY = "choose another directory with --trainer.default_root_dir"
+CKPT_PATH_HELP = (
+    'Checkpoint to go on from: a file; "last": checkpoints/last.ckpt of trainer.default_root_dir; "auto" (fit only): '
+    "last if there is one, else a new run, so that one command serves the first start and every one after it. None "
+    "starts a new run, or evaluates the policy as it is given."
+)
+# What a file system without locks answers; a run on it is not protected.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class RunDirectory:
+    """`trainer.default_root_dir`.
+
+    Args:
+        given: as the user wrote it.
+
+    Attributes:
+        root: the directory; it need not exist yet.
+
+    Raises:
+        UserError: if it cannot be used.
+    """
+
+    def __init__(self, given: str | os.PathLike[str] | None) -> None:
+        if given is None:
+            raise UserError("trainer.default_root_dir: give the directory that the run shall be written to")
+        self.root = writable_directory(given, "trainer.default_root_dir")
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are, whatever the loggers are."""
+        return self.root / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """What `--ckpt_path last` goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    def checkpoint(self, verb: str, given: str | os.PathLike[str] | None) -> Path | None:
+        """The checkpoint that --ckpt_path means; None starts anew.
+
+        Raises:
+            UserError: if it names no file.
+        """
+        if given is None:
+            return None
+        if given == "auto":
+            if verb != "fit":
+                raise UserError(f"--ckpt_path auto is for fit: `dvla {verb}` takes last, or a file")
+            return self.last if self.last.exists() else None
+        if given == "last":
+            if not self.last.exists():
+                raise UserError(f"--ckpt_path last: {self.last} does not exist, there is no run to resume")
+            return self.last
+        path = local_path(given, "--ckpt_path")
+        if not path.exists():
+            raise UserError(f"--ckpt_path: {path} does not exist")
+        return path
+
+    def check_free(self, resumed: Path | None) -> None:
+        """Complains if a new run, or one that goes on from elsewhere, would overwrite the run that is here.
+
+        Args:
+            resumed: the checkpoint that training goes on from.
+
+        Raises:
+            UserError: if so.
+        """
+        if resumed is not None and self.root.resolve() in resumed.resolve().parents:
+            return
+        if resumed is not None and self._holds_a_run():
+            raise UserError(
+                f"{self.root} already holds a run, and --ckpt_path {resumed} is of another one: {OTHER_DIRECTORY}"
+            )
+        if self.last.exists():
+            raise UserError(f"{self.root} already holds a run: continue it with --ckpt_path last, or {OTHER_DIRECTORY}")
+        if self._holds_a_run():
+            raise UserError(
+                f"{self.root} already holds a run, without a last checkpoint to go on from: {OTHER_DIRECTORY}"
+            )
+
+    def _holds_a_run(self) -> bool:
+        return any(self.checkpoints.glob("*.ckpt")) or (self.root / "policy").exists()
+
+    def lock(self) -> None:
+        """Makes the directory and keeps every other fit out of it until `release`, or the end of this process.
+
+        Raises:
+            UserError: if another fit is writing to it, or it cannot be written to.
+        """
+        path = self.root / LOCK
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): {OTHER_DIRECTORY}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                owner = _owner(file)
+                file.close()
+                raise UserError(
+                    f"{self.root} is being written to by another fit ({owner}): wait for its end, or {OTHER_DIRECTORY}"
+                ) from error
+            print(
+                f"{path}: no locks on this file system ({error.strerror}): a second fit into it is not noticed",
+                file=sys.stderr,
+            )
+        file.truncate(0)  # what stays of an earlier run says nothing: only the lock counts
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        file.flush()
+        self._lock = file
+
+    def release(self) -> None:
+        """Lets others write to the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _owner(file: IO[str]) -> str:
+    """Who says that he holds the lock."""
+    file.seek(0)
+    try:
+        owner = json.loads(file.read())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "a process that has not said which"

@@ -1,0 +1,48 @@
+"""The configuration that a run leaves behind, as a starting point for anybody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+class SavedConfig(SaveConfigCallback):
+    """config.yaml in the run directory, whatever the loggers are, and in TensorBoard.
+
+    It holds what was asked for, and nothing that this run made of it: neither where its logger and its checkpoints went
+    nor what it was resumed from. It is written once the run could be set up, so that a command that is refused leaves
+    that of the run in the directory alone. An evaluation writes validate.yaml (test.yaml, ...).
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not here, as in Lightning: what does not fit is found out later."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "config.yaml")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._save(trainer, "validate.yaml")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "test.yaml")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "predict.yaml")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        config = self.config.clone()
+        config.pop("ckpt_path", None)
+        config.pop("config", None)
+        text = self.parser.dump(config, skip_unset=False, skip_validation=True)
+        path = Path(trainer.default_root_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", f"```yaml\n{text}\n```")
