@@ -72,12 +72,9 @@ RL = [
 SFT = [
     ("model.objective.init_args.num_views=0", "num_views|at least 1"),
     ("model.objective.init_args.schedule=steep", "schedule|steep"),
-    (f"{BACKBONE}dim=0", "dim|at least 1"),
     (f"{BACKBONE}num_heads=5", "num_heads"),
     (f"{BACKBONE}image_size=31", "image_size|multiple of 16"),
-    (f"{BACKBONE}cameras=[]", "cameras"),
     ("model.policy.backbone=Nope", "Nope"),
-    (f"{DATA}path=nowhere", "nowhere"),
 ]
 ROWS = [("rl", *row) for row in RL] + [("sft", *row) for row in SFT]
 
