@@ -1,5 +1,7 @@
 """The one exception that the `dvla` command turns into a sentence and exit code 2; the gist of all others."""
 
+import math
+
 
 class UserError(ValueError):
     """Something the user gave (configuration, path, checkpoint, data set, shape) cannot be used.
@@ -7,6 +9,16 @@ class UserError(ValueError):
     The message is one sentence that says what is wrong, where, and what to do. The command line prints it without
     a traceback and exits with code 2; in Python code it is an ordinary `ValueError`.
     """
+
+
+def check_number(
+    owner: str, name: str, value: float, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
+) -> None:
+    """Raises `UserError` unless `value` is a finite number with low <= value <= high and above < value."""
+    if isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high and value > above):
+        parts = [f"at least {low}"] * (low > -math.inf) + [f"above {above}"] * (above > -math.inf)
+        parts += [f"at most {high}"] * (high < math.inf)
+        raise UserError(f"{owner}: {name} must be a number {' and '.join(parts) or 'that is finite'}, got {value}")
 
 
 def last_line(error: str | None) -> str:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset
 
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 from dvla_lightning.evaluation.header import Header, make_header
 from dvla_lightning.evaluation.run import EvaluationRun
 from dvla_lightning.evaluation.specs import Shard, SpecBatch, evaluation_specs, num_protocol_episodes
@@ -64,6 +64,13 @@ class EvaluationDataModule(LightningDataModule):
         eval_shard: str | None,
     ) -> None:
         super().__init__()
+        check_number("data", "num_steps", num_steps, low=1)
+        if num_eval_episodes != "all":
+            check_number("data", "num_eval_episodes", num_eval_episodes, low=0)
+        if eval_num_steps is not None:
+            check_number("data", "eval_num_steps", eval_num_steps, low=1)
+        check_number("data", "eval_seed", eval_seed, low=0)
+        check_number("data", "num_recorded_episodes", num_recorded_episodes, low=0)
         if collector is None and num_eval_episodes:
             raise UserError("data: evaluation needs a collector; give one or set num_eval_episodes: 0")
         if save_videos:

@@ -15,7 +15,7 @@ from dvla_lightning.diffusion.estimators import Trajectory, parse_estimator
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.diffusion.selection import confidence_score
 from dvla_lightning.diffusion.views import MaskedViews
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.objectives.diagnostics import scored_mean, view_diagnostics
 from dvla_lightning.objectives.rollout_batch import RolloutBatch, rows_by_num_steps
@@ -99,6 +99,15 @@ class TrajectoryPPO(Objective):
         target_kl: float | None = None,
         parity_tolerance: float = 1e-3,
     ) -> None:
+        for name, number in (("value_coef", value_coef), ("kl_coef", kl_coef)):
+            check_number("TrajectoryPPO", name, number, low=0)
+        check_number("TrajectoryPPO", "entropy_coef", entropy_coef)
+        check_number("TrajectoryPPO", "value_warmup_iterations", value_warmup_iterations, low=0)
+        limits = {"clip_ratio_high": clip_ratio_high, "value_clip": value_clip, "huber_delta": huber_delta}
+        limits |= {"target_kl": target_kl, "parity_tolerance": parity_tolerance, "dual_clip": dual_clip}
+        for name, limit in limits.items():
+            if limit is not None:
+                check_number("TrajectoryPPO", name, limit, above=0)
         if not (0 < clip_ratio_low < 1 and clip_ratio_high > 0):
             raise UserError(
                 f"TrajectoryPPO: need 0 < clip_ratio_low < 1 and clip_ratio_high > 0, "
