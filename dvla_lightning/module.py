@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.run import EvaluationRun
 from dvla_lightning.evaluation.specs import SpecBatch
 from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess, network_evaluations, success_by_steps
+from dvla_lightning.learning_rates import LearningRateSchedule
 from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.precision import settle_precision
+from dvla_lightning.update_guard import UpdateGuard
 
 
 class DVLAModule(LightningModule):
@@ -27,8 +31,16 @@ class DVLAModule(LightningModule):
         objective: what a training step minimises.
         optimizer: its parameters are the trainable ones of the policy alone.
         value_lr: learning rate of the value head; None is the optimizer's. It starts from nothing while the policy has
-            been trained before, so RL wants it 10 to 100 times higher (RLinf: 20 to 30 times).
-        lr_scheduler: stepped once per epoch; None keeps the learning rate.
+            been trained before, so RL wants it 10 to 100 times higher (RLinf: 20 to 30 times). Whatever the scheduler
+            does, its ratio to the optimizer's stays.
+        lr_scheduler: stepped once per epoch, so that T_max, total_steps and the like count epochs; None keeps the
+            learning rate. ReduceLROnPlateau is `lightning.pytorch.cli.ReduceLROnPlateau`, whose monitor is any logged
+            metric; one that begins with val/ is looked at after each evaluation.
+        max_skipped_updates: a loss or gradient that is not finite makes no update; after so many of them in a run the
+            next one ends it with a word about where the first such number arose.
+
+    Raises:
+        UserError: for values that make no sense; in training for weights, losses and gradients that are not finite.
     """
 
     def __init__(
@@ -38,6 +50,7 @@ class DVLAModule(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         value_lr: float | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        max_skipped_updates: int = 10,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -45,17 +58,17 @@ class DVLAModule(LightningModule):
         self.optimizer_factory: Callable[..., torch.optim.Optimizer] = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.value_lr = value_lr
+        self.guard = UpdateGuard(max_skipped_updates)
+        self.schedule: LearningRateSchedule | None = None
+        self._saved_schedule: dict[str, Any] | None = None
+        self._window_size = 1
         self.stop_iteration = False
         self.task_success: TaskSuccess | None = None
         self.evaluation: EvaluationRun | None = None
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"trainer.precision {self.trainer.precision} would round normalisation statistics and behaviour "
-                "log-probabilities: use bf16-mixed"
-            )
+        settle_precision(self.trainer)
         if stage == "fit" and data.eval_shard.count > 1:
             raise UserError("data.eval_shard would evaluate a part only, all through fit: use it in `dvla validate`")
         if stage != "fit" and not data.num_eval_episodes:
@@ -95,15 +108,53 @@ class DVLAModule(LightningModule):
         if output.stop is not None:
             # All ranks decide together: one that stopped alone would leave the others waiting.
             mean = self.trainer.strategy.reduce(output.stop, reduce_op="mean")
-            self.stop_iteration |= bool(mean > output.stop_limit)
+            self.stop_iteration |= not bool(mean <= output.stop_limit)  # NaN stops, too
+        self.guard.see(output, batch, f"epoch {self.current_epoch}, minibatch {batch_idx}")
         return output.loss
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Skips the update once the iteration is stopped; Lightning has already fetched one more minibatch by then."""
-        if self.stop_iteration:
-            optimizer_closure()
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Between gradients, summed over a window of minibatches and averaged over ranks, and clipping.
+
+        A parameter whose gradient is None is left alone by every optimizer of torch, its state and weight decay
+        included. Leaving it out of the loss or freezing it would not do: ddp wants a gradient for each.
+        """
+        scaler = self.trainer.scaler
+        is_scaled = scaler is not None and scaler.get_scale() > 1
+        for parameter in self.objective.held_parameters(self.policy):
+            parameter.grad = None
+        refused = self.guard.refuses(self._trained(), is_scaled, self._any_rank)
+        if refused is not None:
+            rank_zero_warn(f"skipped update {self.guard.skipped} (at most {self.guard.max_skipped}): {refused}")
+        skipped = float(self.guard.skipped)
+        self.log("train/skipped_updates", skipped, on_step=False, on_epoch=True, reduce_fx="max", batch_size=1)
+        if refused is not None or self.stop_iteration:
+            optimizer.zero_grad(set_to_none=True)
             return
+        # Lightning divides by accumulate_grad_batches, also in a last window that holds fewer minibatches.
+        missing = self.trainer.accumulate_grad_batches / self._window_size
+        if missing != 1:
+            for _, parameter in self._trained():
+                if parameter.grad is not None:
+                    parameter.grad *= missing
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        self._window_size = batch_idx % self.trainer.accumulate_grad_batches + 1
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.guard.check_weights(self._trained(), self._any_rank)
+        if self.trainer.is_last_batch:
+            self.guard.check_last_weights(self._loss, self._any_rank)
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
+
+    def _any_rank(self, flag: bool) -> bool:
+        count = torch.tensor(float(flag), device=self.device)
+        return bool(self.trainer.strategy.reduce(count, reduce_op="sum") > 0)
+
+    @torch.no_grad()
+    def _loss(self, batch: Any) -> Tensor:
+        with self.trainer.precision_plugin.forward_context():
+            return self.objective(self.policy, batch).loss
 
     def configure_optimizers(self) -> Any:
         value = [p for p in self.policy.value_head.parameters() if p.requires_grad]
@@ -113,10 +164,39 @@ class DVLAModule(LightningModule):
         ]
         if value:
             groups.append({"params": value} if self.value_lr is None else {"params": value, "lr": self.value_lr})
-        optimizer = self.optimizer_factory(groups)
+        try:
+            optimizer = self.optimizer_factory(groups)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer: {error}") from error
         if self.lr_scheduler_factory is None:
             return optimizer
-        return [optimizer], [self.lr_scheduler_factory(optimizer)]
+        self.schedule = LearningRateSchedule(optimizer, self.lr_scheduler_factory, self.value_lr is not None)
+        for remark in self.schedule.check_length(self._saved_schedule, self.trainer.max_epochs):
+            rank_zero_warn(remark)
+        monitor, frequency = self.schedule.monitor, 1
+        if monitor is None:
+            return [optimizer], [self.schedule.scheduler]
+        if monitor.startswith("val/"):
+            if not self.trainer.datamodule.num_eval_episodes:
+                raise UserError(f"model.lr_scheduler: nothing logs {monitor}: set data.num_eval_episodes")
+            frequency = self.trainer.check_val_every_n_epoch or 1
+        config = {"scheduler": self.schedule.scheduler, "monitor": monitor, "frequency": frequency}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if self.schedule.monitor is None:
+            self.schedule.step()
+
+    def on_train_epoch_end(self) -> None:
+        """Steps a ReduceLROnPlateau: Lightning does so after the epoch's checkpoint, and resuming would lose that."""
+        monitor = self.schedule.monitor if self.schedule is not None else None
+        if monitor is None or (self.current_epoch + 1) % self.trainer.lr_scheduler_configs[0].frequency:
+            return
+        metrics = self.trainer.callback_metrics
+        if monitor not in metrics:
+            raise UserError(f"model.lr_scheduler: nothing logs {monitor!r}; there are {', '.join(sorted(metrics))}")
+        # Some metrics are those of rank 0 alone.
+        self.schedule.step(self.trainer.strategy.broadcast(float(metrics[monitor])))
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -175,6 +255,7 @@ class DVLAModule(LightningModule):
         names = self._saved_names()
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in names}
         checkpoint["policy_remarks"] = list(self.policy.remarks)
+        checkpoint["skipped_updates"] = self.guard.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fills in what was not saved, after checking that the trained names are the same."""
@@ -192,3 +273,5 @@ class DVLAModule(LightningModule):
         checkpoint["state_dict"] = {**own, **saved}
         self.policy.is_fitted = True
         self._add_remarks(checkpoint.get("policy_remarks", []))
+        self.guard.skipped = checkpoint.get("skipped_updates", 0)
+        self._saved_schedule = next(iter(checkpoint.get("lr_schedulers", [])), None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +63,11 @@ class Scores(NamedTuple):
 
 
 class ValueHead(nn.Sequential):
-    """Hidden state of the first action position in the all-masked pass -> return.
+    """Hidden state of the first action position in the all-masked pass -> return; always in float32.
 
-    GELU layers, last one without bias and drawn from N(0, 0.02) (RLinf, modules/value_head.py).
+    GELU layers, last one without bias and drawn from N(0, 0.02) (RLinf, modules/value_head.py). Advantages are
+    differences of values: in bfloat16 these would move in steps of 0.4 to 0.8 %. So neither autocast nor casting the
+    policy around it changes its dtype.
     """
 
     def __init__(self, dim: int, hidden_dims: Sequence[int]) -> None:
@@ -76,6 +78,18 @@ class ValueHead(nn.Sequential):
         last = nn.Linear(sizes[-1], 1, bias=False)
         nn.init.normal_(last.weight, std=0.02)
         super().__init__(*layers, last)
+
+    def forward(self, hidden_BD: Tensor) -> Tensor:
+        with torch.autocast(hidden_BD.device.type, enabled=False):
+            values_B1: Tensor = super().forward(hidden_BD.float())
+            return values_B1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_dtype(x: Tensor) -> Tensor:
+            moved = fn(x)
+            return moved if moved.dtype == x.dtype else x.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 class DVLAPolicy(nn.Module):
@@ -323,7 +337,7 @@ class DVLAPolicy(nn.Module):
         )
 
     def _value(self, hidden_BD: Tensor) -> Tensor:
-        return self.value_head(hidden_BD)[:, 0].float()
+        return self.value_head(hidden_BD)[:, 0]
 
     @torch.no_grad()
     def reference_log_prob(self, prompt: Prompt, views: MaskedViews, temperature: float) -> Tensor:

@@ -37,7 +37,11 @@ MAY_IMPORT = {
 }  # fmt: skip
 
 # Files that belong to a part without lying in its folder.
-SAME_PART = {"policy_directory": "policy", "lightning_cli": "cli"}
+SAME_PART = {
+    "policy_directory": "policy",
+    "lightning_cli": "cli",
+    **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
+}
 
 # library                which parts may import it; libraries not named here are free
 RESERVED = {

@@ -10,7 +10,9 @@ from torch import Tensor
 from dvla_lightning.data.groups import AdvantageName, group_numbers
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.ranks import gather_or_raise
 from dvla_lightning.objectives.base import Objective
+from dvla_lightning.objectives.finite import not_finite_place
 from dvla_lightning.objectives.rollout_batch import RolloutBatch
 from dvla_lightning.objectives.trajectory_ppo import TrajectoryPPO
 from dvla_lightning.policy import Decisions, DVLAPolicy
@@ -66,6 +68,21 @@ def assemble(
         decisions.values_B,
         weight=torch.ones(()),
     )
+
+
+def check_finite(batch: RolloutBatch) -> None:
+    """Looks at what the loss is made of, in the order in which one comes of the other; every rank must call it.
+
+    Raises:
+        UserError: on all ranks, if a number of one of them is not finite. The statistics that normalise advantages
+            would carry it into every other decision.
+    """
+    names = ("old_values_B", "old_log_prob_BSL", "returns_B", "advantages_B")
+    fault = not_finite_place({name: getattr(batch, name) for name in names})
+    error = UserError(
+        f"nothing can be learned from this collection: {fault}; look at the rewards and at the last losses"
+    )
+    gather_or_raise(error if fault else None)
 
 
 def _advantages(

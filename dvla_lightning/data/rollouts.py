@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dvla_lightning.data.assembly import assemble
+from dvla_lightning.data.assembly import assemble, check_finite
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.data.groups import AdvantageName, EpisodeGroups
 from dvla_lightning.data.iteration_stream import IterationStream
@@ -129,7 +129,7 @@ class RolloutDataModule(EvaluationDataModule):
             All decisions of this rank, on the policy's device; advantages are normalised over all ranks.
 
         Raises:
-            UserError: if a rank could run no episode.
+            UserError: if a rank could run no episode, or what it collected holds numbers that are not finite.
         """
         module, trainer = self.trainer.lightning_module, self.trainer
         policy: DVLAPolicy = module.policy
@@ -149,6 +149,7 @@ class RolloutDataModule(EvaluationDataModule):
                 self.bootstrap_truncated,
                 rows_at_once=self.minibatch_size,
             )
+        check_finite(batch)
         self.rollout_metrics = {
             **normalize_advantages(batch, self.gather, in_place=self.advantage in ("gae", "reinforce++")),
             **episode_metrics(ran, self.steps, time.perf_counter() - start, self.gather),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from dvla_lightning.policy import DVLAPolicy
 
@@ -43,6 +45,10 @@ class Objective(ABC):
 
     def begin_iteration(self, iteration: int) -> None:  # noqa: B027
         """Called before the first minibatch of a training epoch; `iteration` counts from 0 and survives a resume."""
+
+    def held_parameters(self, policy: DVLAPolicy) -> Iterable[Parameter]:
+        """Parameters that the present iteration leaves as they are, whatever their gradient says."""
+        return ()
 
     @abstractmethod
     def __call__(self, policy: DVLAPolicy, batch: Any) -> LossOutput:

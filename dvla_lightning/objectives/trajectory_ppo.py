@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from dvla_lightning.backbones.base import Prompt
 from dvla_lightning.diffusion.estimators import Trajectory, parse_estimator
@@ -60,12 +62,14 @@ class TrajectoryPPO(Objective):
         value_clip: how far the value may move from its estimate at collection, in units of reward; null: no clip.
         huber_delta: error, in units of reward, from which on the value loss is linear.
         value_gradient: let the value loss train the backbone, too; with a small backbone that destroys the policy.
-        value_warmup_iterations: iterations in which only the value head learns.
+        value_warmup_iterations: iterations in which only the value head learns; with value_gradient, too, all other
+            weights stay as they are, and so does the optimizer's state of them.
         entropy_coef: weight of the entropy bonus (mean nats per scored token).
         kl_coef: weight of the KL to the reference policy (adapters off, or the weights at the start of training).
         kl_kind: estimator of that KL, see `rl.kl`. As a loss k2 has the gradient of KL(policy || reference), k3 that of
             KL(reference || policy), and k1 none on average: use it to look, not to regularise.
-        target_kl: stop updating on an iteration's data once approx_kl (at the ratio level) exceeds this; null: never.
+        target_kl: stop updating on an iteration's data once approx_kl (at the ratio level) exceeds this; the minibatch
+            that shows it makes no update either, nor those accumulated with it. null: never.
         parity_tolerance: largest |log-ratio| allowed in the first minibatch after collection, where it must be 0 up to
             float error; use 1e-3 in float32 and about 0.1 in bfloat16.
 
@@ -146,6 +150,12 @@ class TrajectoryPPO(Objective):
         # A zero weight instead of frozen parameters: every parameter keeps a gradient, as ddp wants.
         self.policy_coef = 0.0 if iteration < self.value_warmup_iterations else 1.0
 
+    def held_parameters(self, policy: DVLAPolicy) -> Iterable[Parameter]:
+        if self.policy_coef:
+            return ()
+        value = {id(parameter) for parameter in policy.value_head.parameters()}
+        return [parameter for parameter in policy.parameters() if id(parameter) not in value]
+
     @torch.no_grad()
     def behaviour_log_prob(
         self, policy: DVLAPolicy, prompt: Prompt, path: DenoisingPath, rows_at_once: int | None = None
@@ -162,7 +172,8 @@ class TrajectoryPPO(Objective):
         buckets = [rows.split(rows_at_once or len(path)) for rows in rows_by_num_steps(path)]
         for rows in chain.from_iterable(buckets):
             scored = self._score(policy, {name: value[rows] for name, value in prompt.items()}, path.select(rows))
-            old_BSL = scored.log_prob_BSL * scored.views.scored_BSL
+            # not a product: a token that a view does not score may be impossible there, and 0 * -inf is NaN
+            old_BSL = scored.log_prob_BSL.masked_fill(~scored.views.scored_BSL, 0.0)
             once = self.estimator.scores_once and path.states_BKL is None
             parts.append((rows, old_BSL.sum(1, keepdim=True) if once else old_BSL))
         most = max(part.shape[1] for _, part in parts)
@@ -184,7 +195,7 @@ class TrajectoryPPO(Objective):
         if self.kl_coef:
             loss = loss + self.policy_coef * self.kl_coef * mean["reference_kl"]
         metrics = {name: value.detach() for name, value in mean.items()}
-        if batch.is_first:
+        if batch.is_first and torch.is_grad_enabled():  # before an update, not when looking at what came of it
             self._check_parity(max_abs_log_ratio)
             metrics["first_max_abs_log_ratio"] = max_abs_log_ratio
         output = LossOutput(loss * batch.weight, metrics)
@@ -207,7 +218,8 @@ class TrajectoryPPO(Objective):
 
     def _terms(self, policy: DVLAPolicy, batch: RolloutBatch, share: float) -> _Terms:
         """Loss terms of decisions that all have the same K."""
-        views, scores, log_prob_BSL = self._score(policy, batch.prompt, batch.path, self.value_gradient)
+        value_gradient = self.value_gradient and self.policy_coef > 0
+        views, scores, log_prob_BSL = self._score(policy, batch.prompt, batch.path, value_gradient)
         old_BSL = batch.old_log_prob_BSL[:, : log_prob_BSL.shape[1]]  # other K may have more views
         log_ratio = aggregate_log_ratio(
             log_prob_BSL - old_BSL, views.scored_BSL, self.ratio_level, average_views=not self.estimator.scores_once
@@ -239,7 +251,7 @@ class TrajectoryPPO(Objective):
         return _Terms(share, values, policy_terms.max_abs_log_ratio, diagnostics)
 
     def _check_parity(self, max_abs_log_ratio: Tensor) -> None:
-        if float(max_abs_log_ratio) > self.parity_tolerance:
+        if not float(max_abs_log_ratio) <= self.parity_tolerance:  # NaN fails, too
             raise UserError(
                 f"the policy scores its own rollouts differently in the update: |log-ratio| is "
                 f"{float(max_abs_log_ratio):.2g} before any update (allowed: {self.parity_tolerance:g}). Look for "

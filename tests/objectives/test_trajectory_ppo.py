@@ -116,7 +116,8 @@ def test_value_gradient_and_warm_up_decide_who_learns(tiny_policy, episodes):
 
     assert trunk_gradient(TrajectoryPPO(value_warmup_iterations=1)) == 0
     assert trunk_gradient(TrajectoryPPO(value_warmup_iterations=1), iteration=1) > 0
-    assert trunk_gradient(TrajectoryPPO(value_warmup_iterations=1, value_gradient=True)) > 0
+    assert trunk_gradient(TrajectoryPPO(value_warmup_iterations=1, value_gradient=True)) == 0
+    assert trunk_gradient(TrajectoryPPO(value_gradient=True)) != trunk_gradient(TrajectoryPPO())
     assert tiny_policy.value_head[0].weight.grad.abs().max() > 0
 
 

@@ -1,0 +1,123 @@
+"""What stands between the loss and the weights: no number that is not finite gets past it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
+
+from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.ranks import gather_objects
+from dvla_lightning.objectives.base import LossOutput
+from dvla_lightning.objectives.finite import loss_fault
+
+
+class UpdateGuard:
+    """Decides whether an update may happen, counts those that may not, and looks at the weights that came of it.
+
+    Finite means here: of finite norm. From about 2e19 on the square of a float32 is infinite; one such gradient would
+    fill Adam's second moment with infinity, and nothing can be computed with such a weight.
+
+    All ranks call `refuses` and the two checks at the same time and come to the same end.
+
+    Args:
+        max_skipped: updates of the run that may be skipped, >= 0.
+
+    Attributes:
+        skipped: updates skipped so far.
+
+    Raises:
+        UserError: for a negative max_skipped.
+    """
+
+    def __init__(self, max_skipped: int) -> None:
+        if max_skipped < 0:
+            raise UserError(f"max_skipped_updates must be 0 or more, got {max_skipped}")
+        self.max_skipped = max_skipped
+        self.skipped = 0
+        self._fault: str | None = None
+        self._finite_batch: Any = None
+
+    def see(self, output: LossOutput, batch: Any, place: str) -> None:
+        """Looks at the loss of a minibatch, on this rank alone; `place` says which minibatch of the run it is."""
+        if bool(output.loss.isfinite()):
+            self._finite_batch = batch
+        elif self._fault is None:
+            self._fault = f"{place}: {loss_fault(output, batch)}"
+
+    def refuses(
+        self, named_parameters: Iterable[tuple[str, Parameter]], is_scaled: bool, any_rank: Callable[[bool], bool]
+    ) -> str | None:
+        """What is wrong with the update that the minibatches seen since the last call would make; None: nothing is.
+
+        Args:
+            named_parameters: whose gradients are about to be used, averaged over ranks.
+            is_scaled: the gradients come from a loss that was scaled up (float16). Where they alone overflow the scale
+                was too high, which is no fault: the scaler skips the step itself and lowers it.
+            any_rank: whether its argument is true on any rank.
+
+        Raises:
+            UserError: if more than `max_skipped` updates would have been skipped.
+        """
+        gradients = [(name, p.grad) for name, p in named_parameters if p.grad is not None]
+        fault, self._fault = self._fault, None
+        if fault is None and not is_scaled and not _norm_is_finite(gradients):
+            fault = f"the loss is finite, but not the gradient of {_first_not_finite(gradients)}"
+        found = _first_fault(fault, any_rank)
+        if found is None:
+            return None
+        self.skipped += 1
+        if self.skipped > self.max_skipped:
+            raise UserError(
+                f"update number {self.skipped} of this run that is not finite, max_skipped_updates allows "
+                f"{self.max_skipped} ({found}): nothing of them is in the weights; find the cause there, lower the "
+                "learning rate, or set trainer.gradient_clip_val, and continue with --ckpt_path last"
+            )
+        return found
+
+    def check_weights(
+        self, named_parameters: Iterable[tuple[str, Parameter]], any_rank: Callable[[bool], bool]
+    ) -> None:
+        """Raises `UserError` if the step that was just made has left weights that are not finite."""
+        weights = [(name, p.detach()) for name, p in named_parameters]
+        fault = None if _norm_is_finite(weights) else f"{_first_not_finite(weights)} is not finite"
+        self._raise_destroyed(fault, any_rank)
+
+    def check_last_weights(self, loss: Callable[[Any], Tensor], any_rank: Callable[[bool], bool]) -> None:
+        """Raises `UserError` if the weights are finite and useless, before anybody saves or runs them.
+
+        Args:
+            loss: of a minibatch under the present weights. It is asked about one whose loss was finite in this epoch.
+            any_rank: as in `refuses`.
+        """
+        batch, self._finite_batch = self._finite_batch, None
+        useless = batch is not None and not bool(loss(batch).isfinite())
+        fault = "a minibatch whose loss was finite has one that is not" if useless else None
+        self._raise_destroyed(fault, any_rank)
+
+    def _raise_destroyed(self, fault: str | None, any_rank: Callable[[bool], bool]) -> None:
+        if found := _first_fault(fault, any_rank):
+            raise UserError(
+                f"the last updates have destroyed the weights ({found}): lower model.optimizer.lr and model.value_lr, "
+                "or set trainer.gradient_clip_val; what was saved before is as it was"
+            )
+
+
+def _first_fault(fault: str | None, any_rank: Callable[[bool], bool]) -> str | None:
+    """The fault of the first rank that has one, on every rank."""
+    if not any_rank(fault is not None):
+        return None
+    faults = gather_objects(fault)
+    found = [f"rank {rank}, {each}" if len(faults) > 1 else each for rank, each in enumerate(faults) if each]
+    return found[0]
+
+
+def _norm_is_finite(named: list[tuple[str, Tensor]]) -> bool:
+    return not named or bool(get_total_norm([value for _, value in named]).isfinite())
+
+
+def _first_not_finite(named: list[tuple[str, Tensor]]) -> str:
+    return next((name for name, value in named if not _norm_is_finite([(name, value)])), "all parameters together")
