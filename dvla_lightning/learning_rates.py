@@ -75,7 +75,8 @@ class LearningRateSchedule:
             source = "given" if saved is None else "in the checkpoint"
             raise UserError(
                 f"model.lr_scheduler: the schedule {source} ends after {total} epochs (total_steps), but "
-                f"trainer.max_epochs is {max_epochs}: make them equal, or start a new run with --model.policy.pretrained"
+                f"trainer.max_epochs is {max_epochs}: make them equal, or start a new run with "
+                "--model.policy.pretrained"
             )
         if lengths.get("T_max", math.inf) < epochs:
             remarks.append(_beyond("rises again", "T_max", lengths["T_max"], max_epochs))
