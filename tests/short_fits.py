@@ -1,22 +1,28 @@
 """Fits of seconds for the tests: an update without its collection, the minibatches are given."""
 
-from lightning import Callback, Trainer
+import torch
+from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from dvla_lightning.data.assembly import assemble
-from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.envs.tabletop import Tabletop
+from dvla_lightning.evaluation.specs import Shard
 from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
 
 
-class GivenBatches(EvaluationDataModule):
-    """`epochs`: the minibatches of each, in order; without a length, as in RL."""
+class GivenBatches(LightningDataModule):
+    """`epochs`: the minibatches of each, in order; without a length, as in RL. Nothing is evaluated."""
+
+    collector, num_eval_episodes, eval_shard = None, 0, Shard.parse(None)
 
     def __init__(self, epochs):
-        super().__init__(None, "all", 4, None, 0, None, 0, 0, False, None)
+        super().__init__()
         self.epochs = epochs
+
+    def training_remark(self):
+        return None
 
     def train_dataloader(self):
         return DataLoader(_Stream(self), batch_size=None, collate_fn=lambda batch: batch)
@@ -61,10 +67,4 @@ def rollout_minibatches(policy, count, objective=None):
     specs = [EpisodeSpec(Tabletop.tasks[n % 5], "train", n, seed=n, num_steps=2) for n in range(5)]
     episodes = Collector(Tabletop(), num_envs=5, progress=False).run(policy, specs)
     batch = assemble(policy, objective or TrajectoryPPO(), episodes, 0.9, 0.8)
-    return [batch.select(rows) for rows in range_of(len(batch)).tensor_split(count)]
-
-
-def range_of(length):
-    import torch
-
-    return torch.arange(length)
+    return [batch.select(rows) for rows in torch.arange(len(batch)).tensor_split(count)]
