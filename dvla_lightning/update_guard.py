@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,11 +38,13 @@ class UpdateGuard:
             raise UserError(f"max_skipped_updates must be 0 or more, got {max_skipped}")
         self.max_skipped = max_skipped
         self.skipped = 0
+        self._place = ""
         self._fault: str | None = None
         self._finite_batch: Any = None
 
     def see(self, output: LossOutput, batch: Any, place: str) -> None:
         """Looks at the loss of a minibatch, on this rank alone; `place` says which minibatch of the run it is."""
+        self._place = place
         if bool(output.loss.isfinite()):
             self._finite_batch = batch
         elif self._fault is None:
@@ -64,9 +66,10 @@ class UpdateGuard:
         """
         gradients = [(name, p.grad) for name, p in named_parameters if p.grad is not None]
         fault, self._fault = self._fault, None
-        if fault is None and not is_scaled and not _norm_is_finite(gradients):
-            fault = f"the loss is finite, but not the gradient of {_first_not_finite(gradients)}"
-        found = _first_fault(fault, any_rank)
+        overflow = None
+        if not is_scaled and not _norm_is_finite(gradients):
+            overflow = f"{self._place}: the loss is finite, but not the gradient of {_first_not_finite(gradients)}"
+        found = _first_fault((fault, overflow), any_rank)  # in this order: averaging has spread the gradient by now
         if found is None:
             return None
         self.skipped += 1
@@ -99,19 +102,24 @@ class UpdateGuard:
         self._raise_destroyed(fault, any_rank)
 
     def _raise_destroyed(self, fault: str | None, any_rank: Callable[[bool], bool]) -> None:
-        if found := _first_fault(fault, any_rank):
+        if found := _first_fault((fault,), any_rank):
             raise UserError(
                 f"the last updates have destroyed the weights ({found}): lower model.optimizer.lr and model.value_lr, "
                 "or set trainer.gradient_clip_val; what was saved before is as it was"
             )
 
 
-def _first_fault(fault: str | None, any_rank: Callable[[bool], bool]) -> str | None:
-    """The fault of the first rank that has one, on every rank."""
-    if not any_rank(fault is not None):
+def _first_fault(faults: Sequence[str | None], any_rank: Callable[[bool], bool]) -> str | None:
+    """The first kind of fault that some rank has, of the first such rank, on every rank."""
+    if not any_rank(any(faults)):
         return None
-    faults = gather_objects(fault)
-    found = [f"rank {rank}, {each}" if len(faults) > 1 else each for rank, each in enumerate(faults) if each]
+    ranks = gather_objects(faults)
+    found = [
+        f"rank {rank}, {fault}" if len(ranks) > 1 else fault
+        for kind in zip(*ranks, strict=True)
+        for rank, fault in enumerate(kind)
+        if fault
+    ]
     return found[0]
 
 
