@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -86,3 +87,18 @@ class SlowAtTimesEnv(TabletopEnv):
 class Hanging(Tabletop):
     def make(self):
         time.sleep(600)
+
+
+class Exiting(Tabletop):
+    def make(self):
+        sys.exit(0)
+
+
+class WithChild(Tabletop):
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def make(self):
+        Path(self.file).write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+        raise RuntimeError("has a child")

@@ -54,7 +54,10 @@ def _flag(name: str, value: Any) -> bool:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating, np.integer)):
         raise ValueError(f"{name} is {_short(value)}, no number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}")
     return number
@@ -89,6 +92,7 @@ def _check_observation(observation: Any, earlier: Mapping[str, Any], environment
     instruction = observation["instruction"]
     if not (isinstance(instruction, str) and instruction.strip()):
         raise ValueError(f"the instruction is {_short(instruction)}")
+    instruction.encode()  # a lone surrogate is no text: it could not be written to any file
 
 
 def _check_numbers(name: str, values: Any) -> None:
@@ -110,5 +114,5 @@ def _check_picture(name: str, picture: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -154,7 +154,7 @@ class Runner:
         """Executes a chunk (T, action_dim) until it is used up or the episode ends."""
         _check_action(actions)
         observation, reward, terminated, truncated, info = self.env.step_chunk(actions)
-        executed = np.asarray(actions[: info["num_env_steps"]], dtype=np.float32)
+        executed = np.asarray(actions[: _count(info["num_env_steps"], len(actions))], dtype=np.float32)
         seconds = info["simulation_seconds"], info["rendering_seconds"]
         return self._transition(observation, executed, reward, terminated, truncated, info["is_success"], *seconds)
 
@@ -203,6 +203,17 @@ class Runner:
             "rendering_seconds": rendered,
             "picture": np.asarray(self.env.render()) if self.pictures else None,
         }
+
+
+def _count(executed, sent):
+    """How many actions were executed; raises ValueError for what cannot be true."""
+    if (
+        isinstance(executed, (bool, np.bool_))
+        or not isinstance(executed, (int, np.integer))
+        or not 0 <= executed <= sent
+    ):
+        raise ValueError("num_env_steps is {!r} after {} actions".format(executed, sent))  # noqa: UP032
+    return int(executed)
 
 
 def _check_action(action):

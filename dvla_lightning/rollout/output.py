@@ -9,8 +9,9 @@ import time
 
 KEPT_BYTES = 16_384
 BLOCK_BYTES = 65_536
-# One block per pause at most: a worker that prints without end waits for its pipe instead of filling memory or cores.
-PAUSE_SECONDS = 0.01
+# A pause after so much: a worker that prints without end waits for its pipe instead of taking the cores of the others.
+# A simulator that prints a few hundred MB in one step is not held up for longer than a second.
+BURST_BYTES, PAUSE_SECONDS = 2**24, 0.01
 
 
 class LastOutput:
@@ -39,6 +40,7 @@ class LastOutput:
         self._thread.join()
 
     def _read(self) -> None:
+        since_pause = 0
         while not self._closing:
             if not select.select([self._descriptor], [], [], 0.2)[0]:
                 continue
@@ -46,6 +48,8 @@ class LastOutput:
             if not block:
                 break
             self._tail = (self._tail + block)[-KEPT_BYTES:]
-            if len(block) == BLOCK_BYTES:
+            since_pause += len(block)
+            if since_pause >= BURST_BYTES:
+                since_pause = 0
                 time.sleep(PAUSE_SECONDS)
         os.close(self._descriptor)

@@ -89,18 +89,18 @@ class LocalSlot:
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.runner = Runner(environment.make)
-        self.result: Transition | Exception | None = None
+        self.result: Transition | Exception | SystemExit | None = None
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
         try:
             self.result = run_command(self.runner, command, argument, self.environment)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # some simulators call sys.exit where they fail
             self.result = error
 
     def receive(self) -> Transition:
         if isinstance(self.result, UserError):
             raise self.result
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, (Exception, SystemExit)):
             raise WorkerFailure("".join(traceback.format_exception(self.result)).strip()) from self.result
         return self.result
 
@@ -221,6 +221,9 @@ class ProcessSlot:
         self._kill()
 
     def _kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            # Its own group once it has said a word; before that it is in ours.
+            os.killpg(self.process.pid, signal.SIGKILL) if self.is_up else self.process.kill()
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -244,7 +247,8 @@ def serve(connection: Connection, environment: Environment, output: Connection, 
     for descriptor in (1, 2):  # native libraries write to the descriptors, not to sys.stdout
         os.dup2(output.fileno(), descriptor)
     output.close()
-    end_with_parent(ask_kernel, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    os.setsid()  # a group of its own: it is killed together with what it starts
+    end_with_parent(ask_kernel, lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
     connection.send(("up", None))
     runner = Runner(environment.make)
     while True:
@@ -258,7 +262,10 @@ def serve(connection: Connection, environment: Environment, output: Connection, 
             reply = ("ok", run_command(runner, command, argument, environment))
         except UserError as error:
             reply = ("user_error", str(error))
-        except Exception:
+        except (Exception, SystemExit):
             reply = ("failure", traceback.format_exc().strip())
-        connection.send(reply)
+        try:
+            connection.send(reply)
+        except (PicklingError, AttributeError, TypeError) as error:
+            connection.send(("failure", f"what the simulator returned cannot be sent to another process: {error}"))
     runner.close()

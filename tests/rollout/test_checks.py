@@ -25,7 +25,7 @@ from dvla_lightning.rollout.checks import check_transition
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec, Transition
 from dvla_lightning.rollout.worker import WorkerFailure
-from tests.faulty_environment import Hanging, NanRewards, SlowAtTimes
+from tests.faulty_environment import Exiting, Hanging, NanRewards, SlowAtTimes, WithChild
 from tests.rollout.test_collector import make_specs, run
 
 SPEC = EpisodeSpec("reach", "train", 0, seed=0, num_steps=1)
@@ -54,6 +54,7 @@ def test_numpys_numbers_become_pythons():
         ({"reward": float("nan")}, "reward is nan"),
         ({"reward": float("-inf")}, "reward is -inf"),
         ({"reward": "1.0"}, "reward is '1.0'"),
+        ({"reward": 10**400}, "reward is inf"),
         ({"reward": True}, "reward is True"),
         ({"reward": None}, "reward is None"),
         ({"terminated": {"success": False}}, "terminated is {'success': False}"),
@@ -83,7 +84,8 @@ def test_numpys_numbers_become_pythons():
         ({"proprioception": np.array(["0"] * 4)}, "no array of numbers"),
         ({"proprioception": [0.0] * 4}, "no array of numbers"),
         ({"instruction": b"reach"}, "instruction is b'reach'"),
-        ({"instruction": "  "}, "instruction is '  '"),
+        ({"instruction": "  "}, "instruction is ' '"),
+        ({"instruction": "reach \ud800"}, "surrogates not allowed"),
     ],
     ids=str,
 )
@@ -111,6 +113,25 @@ def test_an_action_that_is_not_finite_reaches_no_simulator():
     runner.reset({**SPEC.reset_arguments(), "pictures": False, "action_dim": 2})
     with pytest.raises(ValueError, match="an action is not finite"):
         runner.execute(np.array([[0, 0], [np.nan, 0]], np.float32))
+
+
+@pytest.mark.parametrize("count", [-1, 5, 99, True, 2.0, None, "4"])
+def test_a_count_of_actions_that_cannot_be_true_is_refused(count):
+    with pytest.raises(ValueError, match=f"num_env_steps is {count!r} after 4 actions"):
+        foreign_worker._count(count, 4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_simulator_that_exits_does_not_end_the_run(num_workers, tiny_policy):
+    episodes = run(Exiting(), tiny_policy, make_specs(2), num_workers=num_workers, num_envs=2, max_retries=0)
+    assert all("SystemExit: 0" in episode.error for episode in episodes)
+
+
+def test_what_a_dead_worker_started_dies_with_it(tiny_policy, tmp_path):
+    """The grandchild writes its process id; the fault then ends the worker."""
+    episodes = run(WithChild(str(tmp_path / "pid")), tiny_policy, make_specs(1), num_workers=1, max_retries=0)
+    assert "has a child" in episodes[0].error
+    assert ends(int((tmp_path / "pid").read_text()), 10)
 
 
 @pytest.mark.parametrize(
