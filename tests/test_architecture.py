@@ -15,23 +15,24 @@ PACKAGE = Path(__file__).parents[1] / "dvla_lightning"
 MAY_IMPORT = {
     "__main__":          "cli",
     "cli":               "tools callbacks module data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors versions",
+                         "actions diffusion rl envs envs.base files errors versions",
     "tools":             "data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors versions",
-    "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors",
+                         "actions diffusion rl envs envs.base files errors versions",
+    "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base files errors",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
-    "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
+    "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base files errors",
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
-    "evaluation":        "rollout policy actions diffusion rl envs.base errors",
+    "evaluation":        "rollout policy actions diffusion rl envs.base files errors",
     "rollout":           "policy backbones actions diffusion rl envs.base errors",
     "__init__":          "policy errors",
-    "policy":            "backbones actions diffusion rl envs.base errors",
+    "policy":            "backbones actions diffusion rl envs.base files errors",
     "backbones":         "actions diffusion envs.base errors",
     "actions":           "errors",
     "rl":                "diffusion",
     "diffusion":         "",
     "envs":              "envs.base errors versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
+    "files":             "errors",
     "errors":            "",
     "versions":          "",
 }  # fmt: skip
@@ -49,7 +50,7 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "versions": ""}
+PURE = {"diffusion": "torch", "rl": "torch", "files": "", "errors": "", "versions": ""}
 
 FORBIDDEN_NAMES = ("utils", "common")
 
