@@ -6,13 +6,12 @@ import os
 import signal
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -24,6 +23,9 @@ import dvla_lightning.envs.robotwin
 import dvla_lightning.envs.tabletop
 import dvla_lightning.objectives  # noqa: F401 - short class names in YAML resolve to what is imported
 from dvla_lightning.callbacks import CommitOrderPicture, EvaluationReport, RolloutMetrics, SavePolicy
+from dvla_lightning.checkpointing.last import LastCheckpoint
+from dvla_lightning.checkpointing.record import RunRecord
+from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.module import DVLAModule
@@ -96,6 +98,11 @@ class DVLACommand(LightningCLI):
                 inner = inner.__cause__ or inner.__context__
             raise inner or UserError(useful_line(str(error))) from error
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        guard_checkpoints(trainer)
+        return trainer
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's arguments; here the command line counts."""
 
@@ -111,7 +118,7 @@ class DVLACommand(LightningCLI):
                 raise UserError(f"--ckpt_path last: {last} does not exist, there is no run to resume")
             config.ckpt_path = str(last)
         if checkpoint is not None:
-            _check_checkpoint(Path(config.ckpt_path))
+            check_file(Path(config.ckpt_path))
         is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
         overwrites = checkpoint is None and not config.trainer.fast_dev_run and last.exists()
         if self.subcommand == "fit" and overwrites and is_first_process:
@@ -130,26 +137,19 @@ class DVLACommand(LightningCLI):
             config.verbose = False  # Lightning's own table prints rates without n; EvaluationReport prints ours
 
 
-def _check_checkpoint(path: Path) -> None:
-    """Raises `UserError` for what can be seen to be no checkpoint of a run without loading it."""
-    if not path.exists():
-        raise UserError(f"--ckpt_path: {path} does not exist")
-    if (path / "config.json").exists():
-        raise UserError(f"--ckpt_path: {path} is a policy directory: start from it with --model.policy.pretrained")
-    if path.is_file() and not zipfile.is_zipfile(path):  # a directory is a distributed checkpoint
-        raise UserError(f"--ckpt_path: {path} is damaged or no checkpoint of a run")
-
-
 def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
     for text in QUIET:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
-    # last.ckpt after every epoch, whatever a monitored score does: an iteration that was cut short is collected again.
-    last = ModelCheckpoint(
-        filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False, every_n_epochs=1
-    )
-    callbacks = [RolloutMetrics(), CommitOrderPicture(), EvaluationReport(), SavePolicy(), last]
+    callbacks = [
+        RolloutMetrics(),
+        CommitOrderPicture(),
+        EvaluationReport(),
+        SavePolicy(),
+        RunRecord(),
+        LastCheckpoint(),
+    ]
     try:
         DVLACommand(
             DVLAModule,

@@ -14,11 +14,13 @@ PACKAGE = Path(__file__).parents[1] / "dvla_lightning"
 # part of the package    which other parts it may import (itself always); a row names only parts of rows below it
 MAY_IMPORT = {
     "__main__":          "cli",
-    "cli":               "tools callbacks module data objectives evaluation rollout policy backbones "
+    "cli":               "tools callbacks checkpointing module data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base files errors versions",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base files errors versions",
-    "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base files errors",
+    "callbacks":         "checkpointing module data objectives evaluation rollout policy actions diffusion rl envs.base "
+                         "files errors",
+    "checkpointing":     "files errors",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
     "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base files errors",
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
@@ -42,7 +44,7 @@ SAME_PART = {"policy_directory": "policy", "lightning_cli": "cli"}
 
 # library                which parts may import it; libraries not named here are free
 RESERVED = {
-    "lightning":         "cli module data callbacks",
+    "lightning":         "cli module data callbacks checkpointing",
     "pytorch_lightning": "",                  # the old name of the same library: mixing the two breaks isinstance
     "lightning_fabric":  "",
     "torchmetrics":      "module evaluation callbacks",
