@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
 from dvla_lightning.data.rescheduling import LAST_SCHEDULE
 from dvla_lightning.envs.base import SPLIT_NAMES
 from dvla_lightning.evaluation.heat_map import commit_order_figure, save_figure
@@ -112,7 +113,7 @@ class EvaluationReport(Callback):
     def _log_pictures(
         self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str, split_name: str
     ) -> None:
-        for outcome in (True, False):
+        for outcome in () if trainer.fast_dev_run else (True, False):
             wanted = [episode for episode in episodes if episode.success == outcome]
             if not wanted:
                 continue
@@ -139,7 +140,7 @@ class SavePolicy(Callback):
         self.best = -1.0
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         score = float(trainer.callback_metrics.get("val/success_rate", -1.0))
         if score > self.best:
@@ -166,6 +167,8 @@ class SavePolicy(Callback):
     def _save(self, trainer: Trainer, module: Any, name: str) -> None:
         if trainer.is_global_zero:
             objective = type(module.objective).__name__
-            epochs = trainer.fit_loop.epoch_progress.current.ready  # current_epoch is one lower during validation
-            card = f"Trained with {objective} for {epochs} epochs; config.yaml is in the run directory."
+            epochs = f"{complete_epochs(trainer)} epochs"
+            if not at_epoch_end(trainer):
+                epochs += " and a part of the next"
+            card = f"Trained with {objective} for {epochs}; config.yaml is in the run directory."
             module.policy.save_pretrained(Path(trainer.default_root_dir) / name, card)

@@ -8,14 +8,12 @@ import signal
 import sys
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -27,6 +25,9 @@ import dvla_lightning.envs.robotwin
 import dvla_lightning.envs.tabletop
 import dvla_lightning.objectives  # noqa: F401 - short class names in YAML resolve to what is imported
 from dvla_lightning.callbacks import CommitOrderPicture, EvaluationReport, RolloutMetrics, SavePolicy
+from dvla_lightning.checkpointing.last import LastCheckpoint
+from dvla_lightning.checkpointing.record import RunRecord
+from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process
@@ -116,7 +117,7 @@ class DVLACommand(LightningCLI):
         self.directory = RunDirectory(config.trainer.default_root_dir)
         self.checkpoint = self.directory.checkpoint(self.subcommand, config.get("ckpt_path"))
         if self.checkpoint is not None:
-            _check_checkpoint(self.checkpoint)
+            check_file(self.checkpoint)
         self._keeps_a_run = self.subcommand == "fit" and not config.trainer.fast_dev_run
         if self._keeps_a_run and is_first_process():
             self.directory.check_free(self.checkpoint)
@@ -144,22 +145,14 @@ class DVLACommand(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         check_world(trainer)
         use_launcher(trainer)
+        guard_checkpoints(trainer)
         return trainer
 
     def _callbacks(self, flags: Any) -> list[Callback]:
         """Ours, beside those of the user."""
         callbacks: list[Callback] = [RolloutMetrics(), CommitOrderPicture(), EvaluationReport(), SavePolicy()]
         if flags.enable_checkpointing is not False and not flags.barebones:
-            # After every epoch, whatever a monitored score does: an iteration that was cut short is collected again.
-            last = ModelCheckpoint(
-                dirpath=self.directory.checkpoints,
-                filename="last",
-                save_top_k=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-                every_n_epochs=1,
-            )
-            callbacks.append(last)
+            callbacks += [RunRecord(), LastCheckpoint()]
         elif self._keeps_a_run:
             print("no checkpoints are written: this run cannot be resumed", file=sys.stderr, flush=True)
         shows_progress = flags.enable_progress_bar is not False and not flags.barebones
@@ -188,14 +181,6 @@ class DVLACommand(LightningCLI):
 def listed(given: Any) -> list[Any]:
     """A list of what may be given alone, or not at all."""
     return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Raises `UserError` for what can be seen to be no checkpoint of a run without loading it."""
-    if (path / "config.json").exists():
-        raise UserError(f"--ckpt_path: {path} is a policy directory: start from it with --model.policy.pretrained")
-    if path.is_file() and not zipfile.is_zipfile(path):  # a directory is a distributed checkpoint
-        raise UserError(f"--ckpt_path: {path} is damaged or no checkpoint of a run")
 
 
 @contextlib.contextmanager

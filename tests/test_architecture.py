@@ -14,13 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "dvla_lightning"
 # part of the package    which other parts it may import (itself always); a row names only parts of rows below it
 MAY_IMPORT = {
     "__main__":          "cli",
-    "cli":               "launch tools callbacks module data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors files paths seeding versions",
+    "cli":               "launch tools callbacks checkpointing module data objectives evaluation rollout policy "
+                         "backbones actions diffusion rl envs envs.base errors files paths seeding versions",
     "launch":            "errors files paths",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base errors files paths seeding versions",
-    "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors "
-                         "files",
+    "callbacks":         "checkpointing module data objectives evaluation rollout policy actions diffusion rl "
+                         "envs.base errors files",
+    "checkpointing":     "errors files",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
     "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
                          "files paths seeding",
@@ -52,7 +53,7 @@ SAME_PART = {
 
 # library                which parts may import it; libraries not named here are free
 RESERVED = {
-    "lightning":         "cli launch module data callbacks",
+    "lightning":         "cli launch module data callbacks checkpointing",
     "pytorch_lightning": "",                  # the old name of the same library: mixing the two breaks isinstance
     "lightning_fabric":  "",
     "torchmetrics":      "module evaluation callbacks",
@@ -60,7 +61,7 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "errors": "", "paths": "", "seeding": "numpy", "versions": ""}
+PURE = {"diffusion": "torch", "rl": "torch", "files": "", "errors": "", "paths": "", "seeding": "numpy", "versions": ""}
 
 FORBIDDEN_NAMES = ("utils", "common")
 

@@ -1,69 +1,154 @@
-"""Pictures and videos on a full disk: one sentence, nothing half-written, and what was there stays."""
+"""A file is whole or as it was before, whatever the disk says."""
 
-from types import SimpleNamespace
+import errno
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
 
-import numpy as np
 import pytest
+import torch
 
 from dvla_lightning.errors import UserError
-from dvla_lightning.evaluation.heat_map import save_figure
-from dvla_lightning.evaluation.pictures import load_strip, save_strip
-from dvla_lightning.evaluation.videos import save_video
-from dvla_lightning.files import whole_file
-from tests.full_disk import largest_file
-
-NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+from dvla_lightning.files import atomic_file, atomic_text, make_folder, remove_partial
 
 
-def strip(folder):
-    save_strip(folder / "strip.png", NOISE, "a caption")
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
-def figure(folder):
-    from matplotlib.figure import Figure
-
-    save_figure(folder / "figure.png", Figure())
-
-
-def video(folder):
-    pytest.importorskip("av")
-    spec = SimpleNamespace(task="reach", initial_state=0)
-    transitions = [SimpleNamespace(picture=NOISE) for _ in range(20)]
-    save_video(folder, SimpleNamespace(spec=spec, success=True, transitions=transitions))
+@pytest.fixture
+def old(tmp_path):
+    (tmp_path / "a").write_text("old")
+    return tmp_path / "a"
 
 
-@pytest.mark.parametrize("save", [strip, figure, video])
-def test_a_full_disk_is_one_sentence(save, tmp_path):
-    with (
-        largest_file(400),
-        pytest.raises(UserError, match=r"cannot be written \(File too large\): make room, or write"),
-    ):
-        save(tmp_path / "new")
-    assert list((tmp_path / "new").iterdir()) == []
-    save(tmp_path / "new")
-    (file,) = (tmp_path / "new").iterdir()
-    before = file.read_bytes()
-    with largest_file(400), pytest.raises(UserError):
-        save(tmp_path / "new")
-    assert file.read_bytes() == before and list((tmp_path / "new").iterdir()) == [file]
+def test_the_file_is_replaced_at_the_end_of_the_block(old):
+    with atomic_file(old) as file:
+        file.write(b"new")
+        assert old.read_text() == "old"
+    assert old.read_text() == "new" and names(old.parent) == ["a"]
 
 
-@pytest.mark.parametrize("save", [strip, figure, video])
-def test_a_folder_that_cannot_be_made_is_one_sentence(save, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written \("):
-        save(tmp_path / "file" / "new")
+def test_missing_folders_are_made_and_text_is_utf8(tmp_path):
+    atomic_text(tmp_path / "b" / "c" / "d.txt", "\N{GREEK SMALL LETTER GAMMA}")
+    assert (tmp_path / "b" / "c" / "d.txt").read_bytes() == b"\xce\xb3"
 
 
-def test_other_errors_pass_and_leave_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "x") as partial:
-        partial.write_text("half")
-        _ = 1 / 0
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_access_rights_follow_the_umask(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        atomic_text(tmp_path / "a", "")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
 
 
-def test_a_strip_comes_back(tmp_path):
-    strip(tmp_path)
-    picture, caption = load_strip(tmp_path / "strip.png")
-    np.testing.assert_array_equal(picture, NOISE)
-    assert caption == "a caption"
+def test_a_failing_block_leaves_the_old_file_alone(old):
+    with pytest.raises(ZeroDivisionError), atomic_file(old, old.with_name("previous")) as file:
+        file.write(b"new")
+        file.flush()
+        1 / 0  # noqa: B018
+    assert old.read_text() == "old" and names(old.parent) == ["a"]
+
+
+def test_what_was_there_before_is_kept_under_its_new_name(old):
+    previous = old.with_name("b")
+    for text in ("one", "two"):
+        with atomic_file(old, previous) as file:
+            file.write(text.encode())
+    assert (previous.read_text(), old.read_text()) == ("one", "two") and names(old.parent) == ["a", "b"]
+
+
+def test_without_hard_links_the_previous_file_is_kept_too(old, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with atomic_file(old, old.with_name("b")) as file:
+        file.write(b"new")
+    assert (old.with_name("b").read_text(), old.read_text()) == ("old", "new")
+
+
+@contextmanager
+def at_most(num_bytes):
+    """No file of this process may become larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [lambda f: f.write(b"x" * 100_000), lambda f: torch.save(torch.zeros(100_000), f)])
+def test_a_file_that_may_not_grow_is_a_sentence(write, old):
+    """With torch.save as well, which hides the error of the operating system in its own."""
+    sentence = r"a cannot be written \(File too large\): raise the limit"
+    with pytest.raises(UserError, match=sentence), at_most(50_000), atomic_file(old) as file:
+        write(file)
+    assert old.read_text() == "old" and names(old.parent) == ["a"]
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_full_disk_is_a_sentence_wherever_it_shows(step, old, monkeypatch):
+    """Network file systems say only at fsync, or at close, that there was no room."""
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if step != "write":
+        monkeypatch.setattr(os, step, full)
+    sentence = r"a cannot be written \(No space left on device\): free some space"
+    with pytest.raises(UserError, match=sentence), atomic_file(old) as file:
+        file.write(b"new")
+        if step == "write":
+            full()
+    monkeypatch.undo()
+    assert old.read_text() == "old" and names(old.parent) == ["a"]
+
+
+def test_a_path_through_a_file_is_a_sentence(old):
+    for write in (lambda: atomic_text(old / "b" / "c", ""), lambda: make_folder(old), lambda: make_folder(old / "b")):
+        with pytest.raises(UserError, match="a part of that path is a file: choose another directory"):
+            write()
+    assert old.read_text() == "old"
+
+
+def test_a_directory_in_the_place_of_the_file_is_a_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="there is a directory of that name"):
+        atomic_text(tmp_path / "a", "")
+    assert names(tmp_path) == ["a"]
+
+
+def test_other_errors_of_the_block_pass_unchanged(old):
+    with pytest.raises(RuntimeError, match=r"^mine$"), atomic_file(old):
+        raise RuntimeError("mine")
+
+
+def test_writers_at_the_same_time_do_not_mix(tmp_path):
+    texts = [str(n) * 300_000 for n in range(8)]
+    threads = [threading.Thread(target=atomic_text, args=(tmp_path / "a", text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a").read_text() in texts and names(tmp_path) == ["a"]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_its_rest_can_be_removed(old):
+    code = (
+        "import os, signal, sys\nfrom dvla_lightning.files import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as file:\n"
+        "    file.write(b'new'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(old)])
+    assert done.returncode == -signal.SIGKILL and old.read_text() == "old" and len(names(old.parent)) == 2
+    remove_partial(old.parent)
+    assert names(old.parent) == ["a"]

@@ -71,7 +71,7 @@ class Rescheduling:
         episodes_per_task = 1 if trainer.fast_dev_run else self.episodes_per_task
         what = (policy, data.collector, data.tasks, self.num_steps, episodes_per_task, data.seed)
         schedule = measure_schedule(*what, self.margin, self.confidence, before_decision)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
             run = Path(trainer.default_root_dir)
             for name in (f"schedules/iteration-{iteration:04}.yaml", LAST_SCHEDULE):
                 schedule.write(run / name, f"iteration {iteration} of the RL run in {run}")

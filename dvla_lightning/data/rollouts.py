@@ -63,6 +63,8 @@ class RolloutDataModule(EvaluationDataModule):
             of this rank's last collection.
     """
 
+    epoch_name = "iteration"
+
     def __init__(
         self,
         collector: Collector,
@@ -203,8 +205,15 @@ class RolloutDataModule(EvaluationDataModule):
         return {"steps": dict(self.steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.reschedule is not None:  # else the command line decides
-            self.steps = state_dict["steps"]
+        if self.reschedule is None:  # the command line decides
+            return
+        steps = state_dict.get("steps")
+        known = [task for task in self.tasks if isinstance(steps, dict) and type(steps.get(task)) is int]
+        if len(known) < len(self.tasks) or min(steps.values()) < 1:
+            raise UserError(
+                f"the checkpoint's step schedule {steps!r} is not one of these tasks: {', '.join(self.tasks)}"
+            )
+        self.steps = steps
 
     def gather(self, values: Tensor) -> Tensor:
         """(world_size, len(values)): the values of every rank, on the CPU."""

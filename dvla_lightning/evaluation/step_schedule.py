@@ -11,6 +11,7 @@ import yaml
 
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.errors import UserError
+from dvla_lightning.files import atomic_text
 from dvla_lightning.policy import DVLAPolicy
 
 MEASURE = "measure it with `dvla schedule`"
@@ -125,14 +126,7 @@ class StepSchedule(Mapping[str, int]):
                 "tasks": {task: [_Line(row) for row in rows] for task, rows in self.evidence.get("tasks", {}).items()},
             }
         text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(f"{HEADER}\n#   {command}\n{text}", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(f"the step schedule {path} cannot be written ({error.strerror})") from error
+        atomic_text(path, f"{HEADER}\n#   {command}\n{text}")
 
 
 def sampler_mismatch(schedule: StepSchedule, sampler: Sampler) -> str | None:

@@ -20,6 +20,7 @@ from dvla_lightning.envs.libero.preflight import (
     try_gl,
 )
 from dvla_lightning.errors import UserError
+from dvla_lightning.files import atomic_file
 from dvla_lightning.rollout.episode import EpisodeSpec, Transition
 from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure
 from dvla_lightning.tools.check import Check
@@ -177,8 +178,8 @@ def _command(slot: ProcessSlot, name: str, argument: object) -> Transition:
 def _save(images: dict[str, np.ndarray], folder: Path) -> list[str]:
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"libero-{camera}.png" for camera in images]
     for path, image in zip(paths, images.values(), strict=True):
-        Image.fromarray(image).save(path)
+        with atomic_file(path) as file:
+            Image.fromarray(image).save(file, format="png")
     return [str(path) for path in paths]

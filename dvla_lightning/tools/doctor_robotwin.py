@@ -15,6 +15,7 @@ from dvla_lightning.envs.robotwin.simulator.checkout import ASSETS_REMEDY, IMPOR
 from dvla_lightning.envs.robotwin.simulator.stage import VULKAN_REMEDY
 from dvla_lightning.envs.robotwin.tasks import PRIMITIVE_TASKS
 from dvla_lightning.errors import UserError
+from dvla_lightning.files import atomic_file
 from dvla_lightning.rollout.episode import EpisodeSpec
 from dvla_lightning.rollout.foreign_slot import ForeignSlot
 from dvla_lightning.rollout.worker import WorkerFailure
@@ -153,8 +154,8 @@ def _frame(environment: RoboTwin, task: str, name: str, picture: Path) -> Check:
 def _save(pixels: np.ndarray, picture: Path) -> None:
     from PIL import Image
 
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(picture)
+    with atomic_file(picture) as file:
+        Image.fromarray(pixels).save(file, format="png")
 
 
 def _last_line(error: Exception) -> str:

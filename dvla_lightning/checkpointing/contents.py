@@ -1,0 +1,110 @@
+"""What a checkpoint holds: its form, and that its numbers are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import __version__ as lightning_version
+from packaging.version import InvalidVersion, Version
+from torch import Tensor
+
+from dvla_lightning.checkpointing.optimizer_states import is_optimizer_state
+from dvla_lightning.errors import UserError
+
+RECORD = "dvla"
+"""The key of what `RunRecord` says about the run."""
+VERSION = "pytorch-lightning_version"
+ALWAYS: dict[str, type] = {"epoch": int, "global_step": int, VERSION: str, "state_dict": dict, "loops": dict}
+FOR_TRAINING: dict[str, type] = {"callbacks": dict, "optimizer_states": list, "lr_schedulers": list, RECORD: dict}
+"""Absent, all together, in a checkpoint of weights alone (`save_weights_only` of ModelCheckpoint)."""
+LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
+
+
+def check_contents(checkpoint: Any, path: Path) -> None:
+    """Raises `UserError` where a checkpoint has not the form that Lightning reads."""
+    form = dict(ALWAYS)
+    if isinstance(checkpoint, Mapping) and any(key in checkpoint for key in FOR_TRAINING):
+        form |= FOR_TRAINING
+    check_form(checkpoint, {key: kind() for key, kind in form.items()}, f"{path} is no checkpoint of a run: it")
+    _check_version(checkpoint[VERSION], path)
+    problem = _wrong_part(checkpoint)
+    if problem is not None:
+        raise UserError(f"{path} is no checkpoint of a run: {problem}")
+
+
+def check_form(saved: Any, own: Any, subject: str) -> None:
+    """Raises `UserError` where `saved` lacks a key of `own`, or has a value of another type there, at any depth.
+
+    Args:
+        saved: from a checkpoint.
+        own: what this run would write in its place. None says nothing about the type.
+        subject: what the sentence begins with.
+    """
+    if isinstance(own, Mapping):
+        if not isinstance(saved, Mapping):
+            raise UserError(f"{subject} holds a {type(saved).__name__} where a dict should be")
+        for key, value in own.items():
+            if key not in saved:
+                raise UserError(f"{subject} lacks the key {key!r}")
+            check_form(saved[key], value, f"{subject}, at {key!r}," if isinstance(value, Mapping) else subject)
+            if not _same_kind(saved[key], value):
+                expected, found = type(value).__name__, type(saved[key]).__name__
+                raise UserError(f"{subject} holds a {found} at {key!r}, where a {expected} should be")
+
+
+def check_finite(checkpoint: Mapping[str, Any], problem: str) -> None:
+    """Raises `UserError`, beginning with `problem`, for the first tensor of weights or optimizer that is not finite.
+
+    Infinity is allowed in buffers, where it may be a mask.
+    """
+    buffers = checkpoint.get(RECORD, {}).get("buffers", ())
+    optimizers = {
+        f"optimizer {n}, {key} of parameter {index}": value
+        for n, optimizer in enumerate(checkpoint.get("optimizer_states", []))
+        for index, values in optimizer["state"].items()
+        for key, value in values.items()
+    }
+    for name, value in (*checkpoint["state_dict"].items(), *optimizers.items()):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        wrong = value.isnan() if name in buffers else ~value.isfinite()
+        if bool(wrong.any()):
+            raise UserError(f"{problem}: {name} holds numbers that are not finite")
+
+
+def _same_kind(saved: Any, own: Any) -> bool:
+    if own is None or isinstance(own, Mapping):
+        return True
+    if type(own) in (int, float):  # not isinstance: a bool is no number
+        return type(saved) in (int, float)
+    return isinstance(saved, type(own))
+
+
+def _check_version(text: str, path: Path) -> None:
+    try:
+        is_newer = Version(text).release[:2] > Version(lightning_version).release[:2]
+    except InvalidVersion:
+        raise UserError(f"{path} is no checkpoint of a run: {text!r} is no version of Lightning") from None
+    if is_newer:
+        raise UserError(
+            f"{path} was written with Lightning {text}, and this is {lightning_version}: install that version"
+        )
+
+
+def _wrong_part(checkpoint: Mapping[str, Any]) -> str | None:
+    """What is wrong inside the parts whose kind has been checked."""
+    for name, value in checkpoint["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            return f"{name!r} of its state_dict is a {type(value).__name__} and no tensor"
+    for name in LOOPS:
+        if not isinstance(checkpoint["loops"].get(name), dict):
+            return f"its loops lack {name}"
+    if not all(isinstance(state, dict) for state in checkpoint.get("lr_schedulers", [])):
+        return "its lr_schedulers are no dicts"
+    if not all(isinstance(name, str) for name in checkpoint.get("callbacks", {})):
+        return "its callbacks have no names"
+    if not all(map(is_optimizer_state, checkpoint.get("optimizer_states", []))):
+        return "its optimizer_states are those of no optimizer"
+    return None

@@ -1,0 +1,159 @@
+"""What a checkpoint says about the run that wrote it, and whether it fits the run that reads it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from dvla_lightning.checkpointing.contents import RECORD, check_form
+from dvla_lightning.checkpointing.optimizer_states import misfit
+from dvla_lightning.checkpointing.progress import EPOCHS, at_epoch_end, begin_next_epoch
+from dvla_lightning.errors import UserError
+
+START_ANEW = "resume with the configuration of the run, or start a new one with --model.policy.pretrained"
+
+
+class RunRecord(Callback):
+    """Writes into every checkpoint what its tensors do not say, and refuses to resume from one that does not fit.
+
+    Without it Lightning resumes with the optimizer state of another optimizer, on other frozen weights, with other
+    LoRA scaling, or in the middle of an epoch whose remaining minibatches it cannot know.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: Mapping[str, Any] | None = None
+        self._frozen: str | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RECORD] = {
+            **_describe(module),
+            "buffers": [name for name, _ in module.named_buffers()],
+            "frozen_weights": self._frozen_weights(module),
+            "precision": str(trainer.precision),
+            "optimizers": [_name(optimizer) for optimizer in trainer.optimizers],
+            "lr_schedulers": [_name(config.scheduler) for config in trainer.lr_scheduler_configs],
+            "is_epoch_end": at_epoch_end(trainer),
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Before anything but weights has been restored."""
+        path, record = trainer.ckpt_path, checkpoint[RECORD]
+        self._loaded = checkpoint
+        loop = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop"}.get(str(trainer.state.fn.value))
+        own_loop = getattr(trainer, loop or "predict_loop")
+        subject = f"{path} is no checkpoint of a run: it"
+        check_form(record, {"actions": {}, "lora_scaling": [], "frozen_weights": "", "precision": ""}, subject)
+        check_form(checkpoint["loops"][loop or "predict_loop"], own_loop.state_dict(), subject)
+        own = _describe(module)
+        for key, meaning in (("actions", "action tokens"), ("lora_scaling", "lora_alpha / r")):
+            if record[key] != own[key]:
+                raise UserError(
+                    f"{path} was written with another {meaning} ({record[key]}, not {own[key]}): {START_ANEW}"
+                )
+        if trainer.state.fn != "fit":
+            return
+        check_form(record, {"objective": "", "optimizers": [], "lr_schedulers": [], "is_epoch_end": True}, subject)
+        if record["objective"] != own["objective"]:
+            raise UserError(f"{path} was written by {record['objective']}, not {own['objective']}: {START_ANEW}")
+        for callback in trainer.callbacks:
+            if callback.state_key in checkpoint["callbacks"]:
+                check_form(checkpoint["callbacks"][callback.state_key], callback.state_dict(), subject)
+        _settle_progress(checkpoint, path)
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Optimizers exist by now, and their state has not been restored yet."""
+        if trainer.ckpt_path is None:
+            return
+        if self._loaded is None:  # it has no callbacks, so that Lightning did not ask
+            raise UserError(f"{trainer.ckpt_path} holds weights alone, training cannot go on from it: {START_ANEW}")
+        self._check_frozen(trainer, module)
+        record, path = self._loaded[RECORD], trainer.ckpt_path
+        optimizers = [_name(optimizer) for optimizer in trainer.optimizers]
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for option, saved, own in (
+            ("model.optimizer", record["optimizers"], optimizers),
+            ("model.lr_scheduler", record["lr_schedulers"], [_name(scheduler) for scheduler in schedulers]),
+        ):
+            if saved != own:
+                words = [", ".join(names) or "none" for names in (saved, own)]
+                raise UserError(f"{path} was written with another {option} ({words[0]}, not {words[1]}): {START_ANEW}")
+        subject = f"{path} does not fit this run: its"
+        for key, own in (("optimizer_states", optimizers), ("lr_schedulers", schedulers)):
+            if len(self._loaded[key]) != len(own):
+                raise UserError(f"{subject} {key} are {len(self._loaded[key])}, and not {len(own)}: {START_ANEW}")
+        for state, optimizer in zip(self._loaded["optimizer_states"], trainer.optimizers, strict=True):
+            if problem := misfit(state, optimizer):
+                raise UserError(f"{subject} optimizer {problem}: {START_ANEW}")
+            for group, own_group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+                check_form(group, own_group, f"{subject} optimizer")
+        for state, scheduler in zip(self._loaded["lr_schedulers"], schedulers, strict=True):
+            check_form(state, scheduler.state_dict(), f"{subject} lr_scheduler")
+        self._loaded = None
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check_frozen(trainer, module)
+        self._loaded = None
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def _check_frozen(self, trainer: Trainer, module: LightningModule) -> None:
+        """Not in `on_load_checkpoint`: the strategy has not given the weights their precision there."""
+        if self._loaded is None:
+            return
+        record = self._loaded.get(RECORD)
+        # Weights of another precision are rounded, so that nothing can be said about them.
+        comparable = record is not None and record["precision"] == str(trainer.precision)
+        if comparable and record["frozen_weights"] != self._frozen_weights(module):
+            raise UserError(
+                f"{trainer.ckpt_path} was trained on other frozen weights than those of model.policy.pretrained: give "
+                "the policy that the run started from"
+            )
+
+    def _frozen_weights(self, module: LightningModule) -> str:
+        """SHA-256 of what is not in a checkpoint because it is not trained; it stays the same through a run."""
+        if self._frozen is None:
+            digest = hashlib.sha256()
+            rewritten = {f"policy.{name}" for name in getattr(module.policy, "rewritten_parameters", ())}  # are saved
+            for name, value in module.named_parameters():
+                if not value.requires_grad and name not in rewritten:
+                    digest.update(name.encode())
+                    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._frozen = digest.hexdigest()
+        return self._frozen
+
+
+def _describe(module: Any) -> dict[str, Any]:
+    """In plain values: what is trained by which objective, and what the outputs of the network mean."""
+    policy = module.policy
+    scaling = {float(value) for part in policy.modules() for value in getattr(part, "scaling", {}).values()}
+    tokenizer = policy.action_tokenizer
+    return {
+        "objective": type(module.objective).__name__,
+        "actions": {
+            "tokenizer": type(tokenizer).__name__,
+            "options": repr(sorted(tokenizer.init_args.items())),
+            "normalization": policy.normalization,
+            "chunk_size": policy.chunk_size,
+        },
+        "lora_scaling": sorted(scaling),
+    }
+
+
+def _name(part: Any) -> str:
+    return f"{type(part).__module__}.{type(part).__qualname__}"
+
+
+def _settle_progress(checkpoint: dict[str, Any], path: Any) -> None:
+    """Begins the next epoch; raises `UserError` for a checkpoint from inside an epoch, which cannot be continued."""
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    if not checkpoint[RECORD]["is_epoch_end"]:
+        epoch = fit_loop[EPOCHS]["current"]["ready"] - 1
+        raise UserError(
+            f"{path} was written inside epoch {epoch}, and training goes on from the end of an epoch only: resume from "
+            "last.ckpt of that run; the weights of this one are good for `dvla validate`"
+        )
+    begin_next_epoch(fit_loop)
