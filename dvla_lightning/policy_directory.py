@@ -19,6 +19,7 @@ from dvla_lightning.actions.tokenizer import ActionTokenizer
 from dvla_lightning.backbones.base import Backbone
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.errors import UserError
+from dvla_lightning.paths import local_path
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -40,7 +41,7 @@ def resolve(pretrained: str) -> Path:
     Raises:
         UserError: if it is neither.
     """
-    path = Path(pretrained)
+    path = local_path(pretrained, "policy directory")
     if path.is_dir():
         return path
     looks_like_repository = pretrained.count("/") == 1 and not pretrained.startswith((".", "/", "~"))

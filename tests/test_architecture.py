@@ -18,20 +18,20 @@ MAY_IMPORT = {
                          "actions diffusion rl envs envs.base errors paths versions",
     "launch":            "errors paths",
     "tools":             "data objectives evaluation rollout policy backbones "
-                         "actions diffusion rl envs envs.base errors versions",
+                         "actions diffusion rl envs envs.base errors paths versions",
     "callbacks":         "module data objectives evaluation rollout policy actions diffusion rl envs.base errors",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
-    "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
+    "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors paths",
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
-    "evaluation":        "rollout policy actions diffusion rl envs.base errors",
+    "evaluation":        "rollout policy actions diffusion rl envs.base errors paths",
     "rollout":           "policy backbones actions diffusion rl envs.base errors",
     "__init__":          "policy errors",
-    "policy":            "backbones actions diffusion rl envs.base errors",
+    "policy":            "backbones actions diffusion rl envs.base errors paths",
     "backbones":         "actions diffusion envs.base errors",
     "actions":           "errors",
     "rl":                "diffusion",
     "diffusion":         "",
-    "envs":              "envs.base errors versions",  # simulators
+    "envs":              "envs.base errors paths versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
     "paths":             "errors",
     "errors":            "",

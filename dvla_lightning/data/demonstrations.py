@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.data.seeding import rank_seed, seed_everything
 from dvla_lightning.errors import UserError
 from dvla_lightning.objectives.supervised import DemonstrationBatch
+from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 
@@ -93,7 +93,7 @@ class DemonstrationDataModule(EvaluationDataModule):
             save_videos,
             eval_shard,
         )
-        self.path = Path(path)
+        self.path = local_path(path, "data.path")
         self.batch_size = batch_size
         self.seed = seed
         self._loaded: tuple[dict[str, Any], list[Demonstration]] | None = None

@@ -11,6 +11,7 @@ import yaml
 
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.errors import UserError
+from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 
 MEASURE = "measure it with `dvla schedule`"
@@ -94,7 +95,7 @@ class StepSchedule(Mapping[str, int]):
             UserError: if the file is missing, not YAML or not a schedule.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = yaml.safe_load(local_path(path, "the step schedule").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"the step schedule {path} does not exist: {MEASURE}") from None
         except OSError as error:
@@ -125,7 +126,7 @@ class StepSchedule(Mapping[str, int]):
                 "tasks": {task: [_Line(row) for row in rows] for task, rows in self.evidence.get("tasks", {}).items()},
             }
         text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
-        path = Path(path)
+        path = local_path(path, "the step schedule")
         partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

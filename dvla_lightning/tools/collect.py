@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import dvla_lightning.envs.libero
 import dvla_lightning.envs.robotwin
@@ -14,6 +13,7 @@ from dvla_lightning.data.episode_files import DemonstrationWriter
 from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.success import SuccessCount, success_table
+from dvla_lightning.paths import local_path
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
 from dvla_lightning.tools.parser import run_tool
@@ -58,7 +58,7 @@ def collect(
     if num_episodes < len(names):
         raise UserError(f"num_episodes must be at least the number of tasks ({len(names)}), got {num_episodes}")
     wanted = {task: num_episodes // len(names) + (n < num_episodes % len(names)) for n, task in enumerate(names)}
-    writer = DemonstrationWriter(Path(out), collector.environment, observe_every, expert_noise)
+    writer = DemonstrationWriter(local_path(out, "--out"), collector.environment, observe_every, expert_noise)
     candidates = {
         task: [
             dataclasses.replace(spec, expert_noise=expert_noise)

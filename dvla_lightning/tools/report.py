@@ -18,6 +18,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.pictures import load_strip
 from dvla_lightning.evaluation.success import SuccessCount, network_evaluations, steps_text, wilson_interval
 from dvla_lightning.evaluation.summary import read_counts, remark_lines
+from dvla_lightning.paths import local_path
 from dvla_lightning.tools.parser import run_tool
 
 
@@ -38,7 +39,8 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     Raises:
         UserError: if something is missing, or the evaluations are not of the same episodes.
     """
-    if Path(out).suffix != ".png":
+    run_directory, picture = local_path(run, "--run"), local_path(out, "--out")
+    if picture.suffix != ".png":
         raise UserError(f"--out {out}: give a name that ends in .png")
     record_before, counts_before = read_counts(_record_path(before))
     record_after, counts_after = read_counts(_record_path(after))
@@ -50,12 +52,13 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     for record, name in ((record_before, "before"), (record_after, "after")):
         for line in remark_lines(record):
             print(f"{line} ({name})")
-    _draw(Path(run), Path(after), counts_before, counts_after, Path(out))
+    _draw(run_directory, local_path(after, "--after"), counts_before, counts_after, picture)
     print(f"picture: {out}")
 
 
 def _record_path(path: str) -> Path:
-    return Path(path) if path.endswith(".json") else Path(path) / "evaluation.json"
+    found = local_path(path, "evaluation")
+    return found if found.suffix == ".json" else found / "evaluation.json"
 
 
 def _grid(record: dict) -> list[tuple]:
