@@ -22,6 +22,7 @@ from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
 from dvla_lightning.diffusion.views import MaskedViews
 from dvla_lightning.envs.base import Environment, Observation
 from dvla_lightning.errors import UserError
+from dvla_lightning.paths import local_path
 from dvla_lightning.policy_adapters import add_adapter, rewritten_names
 
 if TYPE_CHECKING:  # importing peft takes seconds
@@ -233,7 +234,7 @@ class DVLAPolicy(nn.Module):
             path: directory to write.
             card: how the policy was made; goes into README.md.
         """
-        policy_directory.save(self, Path(path), card)
+        policy_directory.save(self, local_path(path, "policy directory"), card)
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dvla_lightning.errors import UserError
+from dvla_lightning.paths import local_path
 from dvla_lightning.policy_adapters import (
     adapter_state,
     base_state,
@@ -39,7 +40,7 @@ def resolve(pretrained: str) -> Path:
     Raises:
         UserError: if it is neither.
     """
-    path = Path(pretrained)
+    path = local_path(pretrained, "policy directory")
     try:
         if path.is_dir():
             return path

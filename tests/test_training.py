@@ -487,7 +487,7 @@ def test_two_ranks_run_sft(tmp_path):
     assert scalars(tmp_path / "run", "val/num_episodes") == [5.0]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 1)])
 def test_a_signal_in_the_middle_of_a_collection_loses_at_most_that_iteration(number, code, rl, tmp_path):
     run = tmp_path / "run"
     options = {**rl, "trainer.default_root_dir": run, "trainer.max_epochs": 100, "data.num_eval_episodes": 0}

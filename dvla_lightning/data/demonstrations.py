@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
 from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError
 from dvla_lightning.objectives.supervised import DemonstrationBatch
+from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.seeding import derived_seed
@@ -101,7 +101,7 @@ class DemonstrationDataModule(EvaluationDataModule):
             save_videos,
             eval_shard,
         )
-        self.path = Path(path)
+        self.path = local_path(path, "data.path")
         self.batch_size = batch_size
         self.seed = seed
         self._loaded: tuple[dict[str, Any], list[Demonstration]] | None = None

@@ -12,6 +12,7 @@ import yaml
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import atomic_text
+from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 
 MEASURE = "measure it with `dvla schedule`"
@@ -95,7 +96,7 @@ class StepSchedule(Mapping[str, int]):
             UserError: if the file is missing, not YAML or not a schedule.
         """
         try:
-            content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+            content = yaml.load(local_path(path, "the step schedule").read_text(encoding="utf-8"), _Loader)
         except FileNotFoundError:
             raise UserError(f"the step schedule {path} does not exist: {MEASURE}") from None
         except OSError as error:
@@ -126,7 +127,7 @@ class StepSchedule(Mapping[str, int]):
                 "tasks": {task: [_Line(row) for row in rows] for task, rows in self.evidence.get("tasks", {}).items()},
             }
         text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
-        atomic_text(path, f"{HEADER}\n#   {command}\n{text}")
+        atomic_text(local_path(path, "the step schedule"), f"{HEADER}\n#   {command}\n{text}")
 
 
 def sampler_mismatch(schedule: StepSchedule, sampler: Sampler) -> str | None:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import dvla_lightning.envs.libero
 import dvla_lightning.envs.robotwin
@@ -16,6 +15,7 @@ from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.success import SuccessCount, success_table
+from dvla_lightning.paths import local_path
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
 from dvla_lightning.tools.parser import run_tool
@@ -69,7 +69,7 @@ def collect(
         ]
         for task, count in wanted.items()
     }
-    with DemonstrationWriter(Path(out), collector.environment, observe_every, expert_noise) as writer:
+    with DemonstrationWriter(local_path(out, "--out"), collector.environment, observe_every, expert_noise) as writer:
         if writer.lost:
             print(f"{len(writer.lost)} files are gone, {writer.lost[0]} the first: those episodes are run again")
         _fill(writer, collector, candidates, wanted, num_attempts)

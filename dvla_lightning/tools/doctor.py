@@ -7,12 +7,12 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from dvla_lightning.envs.libero.suites import MAX_STEPS
 from dvla_lightning.envs.robotwin import RoboTwin
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.videos import INSTALL_AV
+from dvla_lightning.paths import local_path
 from dvla_lightning.tools.check import Check
 from dvla_lightning.tools.doctor_libero import check_libero
 from dvla_lightning.tools.doctor_robotwin import check_robotwin
@@ -54,8 +54,9 @@ def doctor(
     if suite not in (*MAX_STEPS, "all"):
         raise UserError(f"dvla doctor: unknown LIBERO suite {suite!r}; choose from: all, {', '.join(MAX_STEPS)}")
     suites = tuple(MAX_STEPS) if suite == "all" else (suite,)
-    libero_checks = check_libero(libero, suites, Path(pictures))
-    robotwin_checks = check_robotwin(robotwin, environment, Path(pictures))
+    folder = local_path(pictures, "--pictures")
+    libero_checks = check_libero(libero, suites, folder)
+    robotwin_checks = check_robotwin(robotwin, environment, folder)
     healthy = True
     for checks in (_packages(), _torchvision(), _gpu(), _videos(), _tabletop(), libero_checks, robotwin_checks):
         for check in checks:

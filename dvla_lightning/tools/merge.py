@@ -10,6 +10,7 @@ from dvla_lightning.evaluation.header import Header, differences, grid
 from dvla_lightning.evaluation.manifest import find_files, read_directory, write_manifest
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
 from dvla_lightning.evaluation.summary import conclude
+from dvla_lightning.paths import local_path
 from dvla_lightning.tools.parser import OneSentenceParser
 
 
@@ -33,17 +34,18 @@ def merge(shards: Sequence[str], out: str) -> None:
         UserError: if a directory is no shard, the shards are of different evaluations, an episode is in two of them,
             or one is in none.
     """
-    if find_files(Path(out), "evaluation*.json*"):
+    directory = local_path(out, "--out")
+    if find_files(directory, "evaluation*.json*"):
         raise UserError(f"--out {out} holds an evaluation already: choose another directory")
-    header, records = _join([Path(shard) for shard in shards])
+    header, records = _join([local_path(shard, "shard") for shard in shards])
     missing = [key for key in grid(header) if key not in records]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(grid(header))} episodes are in none of the shards, the first one is {missing[0]}: "
             "run the shard that lacks it again, which adds what is missing"
         )
-    write_manifest(Path(out), header, [records[key] for key in grid(header)])
-    print(conclude(Path(out), header, records))
+    write_manifest(directory, header, [records[key] for key in grid(header)])
+    print(conclude(directory, header, records))
 
 
 def _join(directories: Sequence[Path]) -> tuple[Header, dict[EpisodeKey, EpisodeRecord]]:

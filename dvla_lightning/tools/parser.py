@@ -42,10 +42,10 @@ def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
 def _all_expected(useful: Sequence[str], given: str | None) -> str:
     """The first line; of several types that would have done, all."""
     expected = [line.removeprefix("Expected a ") for line in useful if line.startswith("Expected a ")]
-    if len(expected) < 2 or any("." in line.replace("typing.", "") for line in expected):
+    if given is None or given.startswith(("{", "NestedArg")) or "got value" in useful[0].lower() or not expected:
         return useful[0]
     names = [re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", line) for line in expected]
-    return f"Expected {' or '.join(names)}" + (f", got {given}" if given is not None else "")
+    return f"Expected {' or '.join(dict.fromkeys(names))}, got {given}"
 
 
 def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str:

@@ -30,6 +30,7 @@ from dvla_lightning.evaluation.success import (
 )
 from dvla_lightning.evaluation.summary import read_summary, remark_lines
 from dvla_lightning.files import whole_file
+from dvla_lightning.paths import local_path
 from dvla_lightning.tools.parser import run_tool
 
 SHOWN = 5  # of the pairs that are left out
@@ -52,7 +53,8 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     Raises:
         UserError: if something is missing, or the evaluations are not of the same episodes.
     """
-    if Path(out).suffix != ".png":
+    run_directory, picture = local_path(run, "--run"), local_path(out, "--out")
+    if picture.suffix != ".png":
         raise UserError(f"--out {out}: give a name that ends in .png")
     (header_before, records_before), (header_after, records_after) = (
         read_summary(_record_path(path)) for path in (before, after)
@@ -65,7 +67,7 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     for header, name in ((header_before, "before"), (header_after, "after")):
         for line in remark_lines(header):
             print(f"{line} ({name})")
-    _draw(Path(run), Path(after), title, *sides, compared, Path(out))
+    _draw(run_directory, local_path(after, "--after"), title, *sides, compared, picture)
     print(f"picture: {out}")
 
 
@@ -81,7 +83,8 @@ class Side(NamedTuple):
 
 
 def _record_path(path: str) -> Path:
-    return Path(path) if path.endswith(".json") else Path(path) / "evaluation.json"
+    found = local_path(path, "evaluation")
+    return found if found.suffix == ".json" else found / "evaluation.json"
 
 
 def _table(title: str, before: Side, after: Side, compared: Comparison) -> str:

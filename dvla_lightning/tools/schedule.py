@@ -20,6 +20,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.step_measurement import measure_schedule
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.evaluation.success import SuccessCount
+from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.tools.parser import run_tool
@@ -65,7 +66,7 @@ def schedule(
         UserError: for arguments that do not fit, or if no episode of a task could be run.
     """
     names = collector.environment.select_tasks(tasks)
-    _prepare(Path(out))
+    _prepare(local_path(out, "--out"))
     options = {"policy": policy, "collector": json.dumps(_options(collector), default=str), "out": out, "tasks": tasks}
     options |= {"num_steps": num_steps, "episodes_per_task": episodes_per_task, "margin": margin}
     options |= {"confidence": confidence, "seed": seed}

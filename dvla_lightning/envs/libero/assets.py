@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dvla_lightning.envs.libero.suites import MAX_STEPS, package_root
 from dvla_lightning.errors import UserError
+from dvla_lightning.paths import local_path
 
 # One line per file: its path in the asset folder, then the suites whose tasks open it. Written by
 # `python -m benchmarks.libero_survey --manifest <this file>`, which watches all 130 tasks being built.
@@ -41,7 +42,7 @@ def resolve_assets(assets_dir: str | None) -> Path | None:
         its download. None if there is nothing yet, so that hf-libero will download.
     """
     if chosen := assets_dir or os.environ.get("LIBERO_ASSETS"):
-        return Path(chosen).expanduser().resolve()
+        return local_path(chosen, "assets_dir or LIBERO_ASSETS").resolve()
     if (own := package_root() / "assets").is_dir():
         return own
     download = Path.home() / ".cache" / "libero" / "assets"

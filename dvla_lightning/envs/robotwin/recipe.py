@@ -20,6 +20,7 @@ from dvla_lightning.envs.robotwin.tasks import (
     STEP_LIMITS,
 )
 from dvla_lightning.errors import UserError
+from dvla_lightning.paths import local_path
 
 MAX_TRAIN_SCENES = 10_000  # nine seeds below the first of selection for each
 
@@ -174,7 +175,7 @@ class RoboTwin(Environment):
         names += ("cache_dir", "num_train_scenes", "max_steps", "shader", "shadow", "planner")
         return {
             **{name: getattr(self, name) for name in names},
-            "root": str(Path(self.root).expanduser().resolve()),
+            "root": str(local_path(self.root, "RoboTwin: root or ROBOTWIN_ROOT").resolve()),
             # Folders of robots: the simulator changes its working directory.
             "embodiment": [os.path.abspath(part) if os.sep in str(part) else part for part in self.embodiment],
             "cameras": list(self.cameras),
