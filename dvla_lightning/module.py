@@ -152,7 +152,9 @@ class DVLAModule(LightningModule):
         self._window_size = batch_idx % self.trainer.accumulate_grad_batches + 1
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.guard.check_weights(self._trained(), self._any_rank)
-        if self.trainer.is_last_batch:
+        trainer = self.trainer
+        ends_run = trainer.global_step + 1 == trainer.max_steps
+        if ends_run or trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches:
             self.guard.check_last_weights(self._loss, self._any_rank)
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -204,10 +206,10 @@ class DVLAModule(LightningModule):
         if monitor is None or (self.current_epoch + 1) % self.trainer.lr_scheduler_configs[0].frequency:
             return
         metrics = self.trainer.callback_metrics
-        if monitor not in metrics:
+        value = self.trainer.strategy.broadcast(metrics.get(monitor))  # some metrics are those of rank 0 alone
+        if value is None:
             raise UserError(f"model.lr_scheduler: nothing logs {monitor!r}; there are {', '.join(sorted(metrics))}")
-        # Some metrics are those of rank 0 alone.
-        self.schedule.step(self.trainer.strategy.broadcast(float(metrics[monitor])))
+        self.schedule.step(float(value))
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 

@@ -114,13 +114,11 @@ def _first_fault(faults: Sequence[str | None], any_rank: Callable[[bool], bool])
     if not any_rank(any(faults)):
         return None
     ranks = gather_objects(faults)
-    found = [
-        f"rank {rank}, {fault}" if len(ranks) > 1 else fault
-        for kind in zip(*ranks, strict=True)
-        for rank, fault in enumerate(kind)
-        if fault
-    ]
-    return found[0]
+    for kind in zip(*ranks, strict=True):
+        for rank, fault in enumerate(kind):
+            if fault is not None:
+                return f"rank {rank}, {fault}" if len(ranks) > 1 else fault
+    return None
 
 
 def _norm_is_finite(named: list[tuple[str, Tensor]]) -> bool:

@@ -13,19 +13,20 @@ from dvla_lightning.rollout.episode import EpisodeSpec
 
 
 class GivenBatches(LightningDataModule):
-    """`epochs`: the minibatches of each, in order; without a length, as in RL. Nothing is evaluated."""
+    """`epochs`: the minibatches of each, in order; without a length, as in RL, or with one, as in SFT."""
 
     collector, num_eval_episodes, eval_shard = None, 0, Shard.parse(None)
 
-    def __init__(self, epochs):
+    def __init__(self, epochs, has_length=False):
         super().__init__()
-        self.epochs = epochs
+        self.epochs, self.has_length = epochs, has_length
 
     def training_remark(self):
         return None
 
     def train_dataloader(self):
-        return DataLoader(_Stream(self), batch_size=None, collate_fn=lambda batch: batch)
+        dataset = self.epochs[0] if self.has_length else _Stream(self)
+        return DataLoader(dataset, batch_size=None, collate_fn=lambda batch: batch)
 
 
 class _Stream(IterableDataset):
@@ -52,13 +53,13 @@ class AfterEveryBatch(Callback):
         self.seen.append(self.look(module))
 
 
-def fit(module, epochs, tmp_path, ckpt_path=None, **options):
+def fit(module, epochs, tmp_path, ckpt_path=None, data=None, **options):
     options = {"logger": False, "enable_checkpointing": False, **options}
     trainer = Trainer(
         default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, max_epochs=len(epochs), use_distributed_sampler=False, log_every_n_steps=1, **options,
     )  # fmt: skip
-    trainer.fit(module, datamodule=GivenBatches(epochs), ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=data or GivenBatches(epochs), ckpt_path=ckpt_path)
     return trainer
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.objectives import TrajectoryPPO
-from tests.short_fits import AfterEveryBatch, fit, rollout_minibatches
+from tests.short_fits import AfterEveryBatch, GivenBatches, fit, rollout_minibatches
 
 LR = 1e-3
 
@@ -117,11 +117,13 @@ def mean_gradients(policy, minibatches):
     return {name: weight.grad.clone() for name, weight in policy.named_parameters()}
 
 
+@pytest.mark.parametrize("has_length", [False, True], ids=["RL", "SFT"])
 @pytest.mark.parametrize(("accumulate", "limit"), [(1, None), (2, None), (4, None), (100, None), (4, 2)])
-def test_a_short_last_window_counts_in_full(accumulate, limit, tiny_policy, tmp_path):
+def test_a_short_last_window_counts_in_full(accumulate, limit, has_length, tiny_policy, tmp_path):
     """Three minibatches (or two): the weights move by the mean gradient of each window."""
     minibatches, expected = rollout_minibatches(tiny_policy, 3), copy.deepcopy(tiny_policy)
-    fit(DVLAModule(tiny_policy, TrajectoryPPO(), sgd), [minibatches], tmp_path,
+    data = GivenBatches([minibatches], has_length)
+    fit(DVLAModule(tiny_policy, TrajectoryPPO(), sgd), [minibatches], tmp_path, data=data,
         accumulate_grad_batches=accumulate, limit_train_batches=limit)  # fmt: skip
     used = minibatches[:limit]
     for window in (used[n : n + accumulate] for n in range(0, len(used), accumulate)):

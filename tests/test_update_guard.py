@@ -119,8 +119,13 @@ def test_a_resumed_run_goes_on_counting(tiny_policy, tmp_path):
         fit(make(), epochs, tmp_path, ckpt_path=str(tmp_path / "last.ckpt"))
 
 
-@pytest.mark.parametrize(("lr", "minibatches"), [(1e30, 1), (1e16, 1), (1e16, 4)])
-def test_weights_destroyed_by_a_step_are_never_saved(lr, minibatches, tiny_policy, tmp_path):
+LAST = [{}, {"limit_train_batches": 2}, {"max_steps": 5}]
+
+
+@pytest.mark.parametrize(
+    ("lr", "minibatches", "end"), [(1e30, 1, {}), (1e16, 1, {}), *((1e16, 4, end) for end in LAST)]
+)
+def test_weights_destroyed_by_a_step_are_never_saved(lr, minibatches, end, tiny_policy, tmp_path):
     """1e30: weights nothing can be computed with. 1e16: they are finite, what they compute is not."""
     batches = rollout_minibatches(tiny_policy, minibatches)
     callback = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True, enable_version_counter=False)
@@ -129,7 +134,7 @@ def test_weights_destroyed_by_a_step_are_never_saved(lr, minibatches, tiny_polic
     explode = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: lr if n else 1.0)  # noqa: E731
     module = DVLAModule(tiny_policy, TrajectoryPPO(), lambda p: torch.optim.SGD(p, lr=1.0), lr_scheduler=explode)
     with pytest.raises(UserError, match="the last updates have destroyed the weights"):
-        fit(module, [batches] * 3, tmp_path, **saving)
+        fit(module, [batches] * 3, tmp_path, **saving, **end)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["epoch"] == 0 and all(value.isfinite().all() for value in saved["state_dict"].values())
 
