@@ -55,7 +55,6 @@ RL = [
     (f"{DATA}group_size=0", "group_size"),
     (f"{DATA}num_eval_episodes=-1", "num_eval_episodes|at least 0"),
     (f"{DATA}eval_num_steps=0", "eval_num_steps|at least 1"),
-    (f"{DATA}eval_seed=-1", "eval_seed|at least 0"),
     (f"{DATA}num_recorded_episodes=-1", "num_recorded_episodes|at least 0"),
     (f"{DATA}eval_shard=3/2", "3/2"),
     (f"{DATA}tasks=juggle", "juggle"),

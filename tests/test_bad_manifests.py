@@ -331,7 +331,7 @@ def test_a_schedule_that_is_a_directory_or_nowhere(copy, capsys):
 # -- the command itself ------------------------------------------------------------------------------------------------
 
 OPTIONS = {
-    "a negative number": ({"data.num_eval_episodes": -5}, "must be a positive multiple of the 5 tasks"),
+    "a negative number": ({"data.num_eval_episodes": -5}, "num_eval_episodes must be a number at least 0, got -5"),
     "an uneven grid": ({"data.num_eval_episodes": 7}, "must be a positive multiple of the 5 tasks"),
     "a huge grid": ({"data.num_eval_episodes": 10**12}, "can be 1000000 at most"),
     "an unknown split": ({"data.eval_split": "train"}, "eval_split"),

@@ -69,7 +69,7 @@ class EvaluationDataModule(LightningDataModule):
             check_number("data", "num_eval_episodes", num_eval_episodes, low=0)
         if eval_num_steps is not None:
             check_number("data", "eval_num_steps", eval_num_steps, low=1)
-        check_number("data", "eval_seed", eval_seed, low=0)
+        check_number("data", "eval_seed", eval_seed)
         check_number("data", "num_recorded_episodes", num_recorded_episodes, low=0)
         if collector is None and num_eval_episodes:
             raise UserError("data: evaluation needs a collector; give one or set num_eval_episodes: 0")

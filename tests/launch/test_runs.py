@@ -1,4 +1,4 @@
-"""Whole runs and their directories: configurations are starting points, loggers do not matter, auto starts or resumes."""
+"""Whole runs: configurations are starting points, loggers do not matter, auto starts or resumes."""
 
 import hashlib
 import json
