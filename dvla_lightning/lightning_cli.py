@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import signal
 import sys
-import threading
+import traceback
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from jsonargparse import ActionConfigFile
@@ -30,7 +29,7 @@ from dvla_lightning.checkpointing.record import RunRecord
 from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
-from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process
+from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
@@ -56,6 +55,8 @@ QUIET = (
     "in eval mode at the start of training",
     "sync_dist=True",
 )
+
+CALLBACKS = os.path.join("lightning", "pytorch", "callbacks")
 
 
 class Parser(LightningArgumentParser):
@@ -84,6 +85,12 @@ class DVLACommand(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # The value is what `_set_seed` gives it: a seed may be drawn.
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=lambda _: 0)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for word in sys.argv[1:]:  # a link overrules it without a word
+            if re.match(r"--data(\.init_args)?\.seed(=|$)", word):
+                raise UserError("--data.seed is the seed of the run: set --seed_everything")
+        super().parse_arguments(parser, args)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -183,26 +190,13 @@ def listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
 
 
-@contextlib.contextmanager
-def _usr1_ends_as_term() -> Iterator[None]:
-    """SLURM announces the end of a job's time with SIGUSR1 or SIGTERM (--signal): both end a run in good order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-
-
 def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
     for text in QUIET:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
     try:
-        with _usr1_ends_as_term():
+        with usr1_ends_as_term():
             DVLACommand(
                 DVLAModule,
                 EvaluationDataModule,
@@ -213,5 +207,9 @@ def run(args: list[str]) -> None:
             )
     except MisconfigurationException as error:  # Lightning's word for arguments that do not fit each other
         raise UserError(" ".join(str(error).split())) from error
+    except (RuntimeError, ValueError) as error:  # of Lightning's callbacks, for a metric that there is not
+        if isinstance(error, UserError) or CALLBACKS not in traceback.extract_tb(error.__traceback__)[-1].filename:
+            raise
+        raise UserError(f"trainer.callbacks: {' '.join(str(error).split())}") from error
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
@@ -94,6 +98,19 @@ def check_world(trainer: Any) -> None:
             f"trainer.num_nodes {trainer.num_nodes}: start the command on every node with torchrun or srun, or with "
             "MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment"
         )
+
+
+@contextlib.contextmanager
+def usr1_ends_as_term() -> Iterator[None]:
+    """SLURM announces the end of a job's time with SIGUSR1 or SIGTERM (--signal): both end a run in good order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def _number(name: str) -> int:

@@ -8,6 +8,7 @@ import secrets
 from typing import Any
 
 from dvla_lightning.errors import UserError
+from dvla_lightning.launch.cluster import num_external_ranks
 
 MAX_SEED = 2**32 - 1
 """What numpy's and Lightning's seeding take."""
@@ -22,7 +23,7 @@ UNSUPPORTED_PRECISIONS = {
 }
 
 
-def whole_seed(given: Any, name: str = "seed_everything") -> int:
+def whole_seed(given: Any) -> int:
     """The seed to use; true and null draw one, which config.yaml then names.
 
     Raises:
@@ -31,12 +32,13 @@ def whole_seed(given: Any, name: str = "seed_everything") -> int:
     if given is True or given is None:
         if os.environ.get("LOCAL_RANK", "0") != "0" and os.environ.get("PL_GLOBAL_SEED", "").isdigit():
             return int(os.environ["PL_GLOBAL_SEED"])  # what the rank that started this one has drawn
-        if int(os.environ.get("WORLD_SIZE", "1").isdigit() and os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(f"{name}: every process would draw a seed of its own: give a number")
+        if num_external_ranks() > 1:
+            raise UserError("seed_everything: every process would draw a seed of its own: give a number")
         return secrets.randbelow(MAX_SEED + 1)
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_SEED:
         raise UserError(
-            f"{name} must be a whole number from 0 to {MAX_SEED}, or true to have one drawn, got {str(given).lower()}"
+            f"seed_everything must be a whole number from 0 to {MAX_SEED}, or true to have one drawn, got "
+            f"{str(given).lower()}"
         )
     return given
 
@@ -64,6 +66,9 @@ def check_flags(flags: Any, verb: str) -> None:
         value = flags.get(name)
         if value is not None and not value >= lowest:  # not <: NaN is refused, too
             raise UserError(f"trainer.{name} must be at least {lowest}, got {value}{instead}")
+    for name in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        if isinstance(share := flags.get(name), float) and 0 < share < 1:
+            raise UserError(f"trainer.{name} {share}: episodes are evaluated all together: set data.num_eval_episodes")
     if verb == "fit":
         _check_length(flags)
     _check_devices(flags)
@@ -75,10 +80,11 @@ def check_flags(flags: Any, verb: str) -> None:
 
 
 def _check_length(flags: Any) -> None:
-    for name in ("max_epochs", "max_steps", "limit_train_batches", "val_check_interval"):
-        if flags.get(name) == 0 and flags.get(name) is not False:
-            what = "never ends waiting" if name == "val_check_interval" else "trains nothing"
-            raise UserError(f"trainer.{name}: 0 {what}: give at least 1; to evaluate use `dvla validate`")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if flags.get(name) == 0:
+            raise UserError(f"trainer.{name}: 0 trains nothing: give at least 1; to evaluate use `dvla validate`")
+    if flags.get("val_check_interval") == 0:
+        raise UserError("trainer.val_check_interval: 0 is no interval: give at least 1 minibatch, or leave it out")
     if flags.get("overfit_batches"):
         raise UserError(
             "trainer.overfit_batches would evaluate on training data: use trainer.limit_train_batches, or a smaller "

@@ -42,7 +42,12 @@ def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
 def _all_expected(useful: Sequence[str], given: str | None) -> str:
     """The first line; of several types that would have done, all."""
     expected = [line.removeprefix("Expected a ") for line in useful if line.startswith("Expected a ")]
-    if given is None or given.startswith(("{", "NestedArg")) or "got value" in useful[0].lower() or not expected:
+    if (
+        given is None
+        or given.startswith(("{", "NestedArg"))
+        or not expected
+        or re.search("(?i)got value|import path", useful[0])
+    ):
         return useful[0]
     names = [re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", line) for line in expected]
     return f"Expected {' or '.join(dict.fromkeys(names))}, got {given}"

@@ -1,4 +1,4 @@
-"""Whole runs: configurations are starting points, loggers do not matter, auto starts or resumes."""
+"""Whole runs and their directories: what is saved starts another, loggers do not matter, auto goes on."""
 
 import hashlib
 import json

@@ -118,7 +118,7 @@ def test_shipped_config_fits_the_code(capsys):
         (["--collector.environment", "Tablecloth"], "Tablecloth"),
         (["--out", "/dev/null/s.yaml"], "/dev/null/s.yaml cannot be written"),
         (["--out", "/"], "is a directory"),
-        (["--out", ""], "is a directory"),
+        (["--out", ""], "is no path"),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(args, expected, command, capsys):
