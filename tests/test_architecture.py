@@ -18,8 +18,8 @@ MAY_IMPORT = {
                          "actions diffusion rl envs envs.base files errors versions",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base files errors versions",
-    "callbacks":         "checkpointing module data objectives evaluation rollout policy actions diffusion rl envs.base "
-                         "files errors",
+    "callbacks":         "checkpointing module data objectives evaluation rollout policy actions diffusion rl "
+                         "envs.base files errors",
     "checkpointing":     "files errors",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
     "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base files errors",
