@@ -29,6 +29,7 @@ from dvla_lightning.checkpointing.record import RunRecord
 from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
+from dvla_lightning.files import REMEDIES, unwritable
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
@@ -207,6 +208,10 @@ def run(args: list[str]) -> None:
             )
     except MisconfigurationException as error:  # Lightning's word for arguments that do not fit each other
         raise UserError(" ".join(str(error).split())) from error
+    except OSError as error:  # in the middle of Lightning or of a logger
+        if error.errno not in REMEDIES:
+            raise
+        raise unwritable(error.filename or "the run directory or a log", error) from error
     except (RuntimeError, ValueError) as error:  # of Lightning's callbacks, for a metric that there is not
         if isinstance(error, UserError) or CALLBACKS not in traceback.extract_tb(error.__traceback__)[-1].filename:
             raise

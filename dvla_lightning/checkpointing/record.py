@@ -52,7 +52,7 @@ class RunRecord(Callback):
         for key, meaning in (("actions", "action tokens"), ("lora_scaling", "lora_alpha / r")):
             if record[key] != own[key]:
                 raise UserError(
-                    f"{path} was written with another {meaning} ({record[key]}, not {own[key]}): {START_ANEW}"
+                    f"{path} was written with other {meaning} ({record[key]}, not {own[key]}): {START_ANEW}"
                 )
         if trainer.state.fn != "fit":
             return

@@ -3,10 +3,9 @@
 import logging
 
 import pytest
-import torch
 
 from dvla_lightning.cli import main
-from tests.checkpointing.tiny_runs import FOR_TRAINING, arguments, rl_options
+from tests.checkpointing.tiny_runs import FOR_TRAINING, arguments, rl_options, save_tiny_policy
 
 
 @pytest.fixture(autouse=True)
@@ -18,19 +17,8 @@ def quiet_logging(monkeypatch):
 @pytest.fixture(scope="module")
 def policy_dir(tmp_path_factory):
     """An untrained policy for Tabletop."""
-    from dvla_lightning.actions.tokenizer import UniformBins
-    from dvla_lightning.backbones import MiniBackbone
-    from dvla_lightning.policy import DVLAPolicy
-
-    torch.manual_seed(0)
-    size = {"num_positions": 8, "vocab_size": 8, "dim": 16, "num_layers": 1, "num_heads": 2, "channels": 8}
-    policy = DVLAPolicy(
-        backbone=MiniBackbone(["top"], 32, 4, **size), action_tokenizer=UniformBins(8), action_dim=2, chunk_size=4,
-        normalization="identity", value_hidden_dims=[8],
-    )  # fmt: skip
-    policy.is_fitted = True
     path = tmp_path_factory.mktemp("policy") / "policy"
-    policy.save_pretrained(path)
+    save_tiny_policy(path)
     return path
 
 
