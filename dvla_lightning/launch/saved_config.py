@@ -8,6 +8,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from dvla_lightning.files import atomic_text
+
 
 class SavedConfig(SaveConfigCallback):
     """config.yaml in the run directory, whatever the loggers are, and in TensorBoard.
@@ -40,9 +42,7 @@ class SavedConfig(SaveConfigCallback):
         config.pop("ckpt_path", None)
         config.pop("config", None)
         text = self.parser.dump(config, skip_unset=False, skip_validation=True)
-        path = Path(trainer.default_root_dir) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        atomic_text(Path(trainer.default_root_dir) / name, text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```")
