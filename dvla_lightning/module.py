@@ -281,6 +281,9 @@ class DVLAModule(LightningModule):
         if not different:
             different = [name for name in saved if saved[name].shape != own[name].shape]
             problem = "has another shape"
+        if not different:
+            different = [name for name in saved if saved[name].is_floating_point() != own[name].is_floating_point()]
+            problem = "holds another kind of numbers"
         if different:
             raise UserError(
                 f"the checkpoint does not fit this policy: parameter {different[0]!r} {problem}; resume "

@@ -128,7 +128,7 @@ SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
         (["--data.max_refills", "1"], "max_refills needs groups"),
         (["--data.reschedule.every", "0"], "every must be at least 1 iteration"),
         (["--data.reschedule", "{every: 1, num_steps: [9]}"], "between 1 and 8"),
-        (["--data.eval_num_steps", "0"], "between 1 and 8"),
+        (["--data.eval_num_steps", "0"], "eval_num_steps must be a number at least 1"),
         (["--model.objective.estimator", "step_merge(2)", *REMASKS], "cannot score a sampler with remasking"),
         (["--model.objective.estimator", "d3"], "unknown estimator 'd3'"),
         (["--model.objective.credit", "per_step", "--model.objective.ratio_level", "chunk"], "needs ratio_level token"),

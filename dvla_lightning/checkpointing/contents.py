@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import __version__ as lightning_version
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
@@ -42,6 +43,8 @@ def check_form(saved: Any, own: Any, subject: str) -> None:
         own: what this run would write in its place. None says nothing about the type.
         subject: what the sentence begins with.
     """
+    if isinstance(own, tuple) and isinstance(saved, (tuple, list)) and len(saved) != len(own):
+        raise UserError(f"{subject} holds {len(saved)} numbers where {len(own)} should be")
     if isinstance(own, Mapping):
         if not isinstance(saved, Mapping):
             raise UserError(f"{subject} holds a {type(saved).__name__} where a dict should be")
@@ -66,8 +69,16 @@ def check_finite(checkpoint: Mapping[str, Any], problem: str) -> None:
         for index, values in optimizer["state"].items()
         for key, value in values.items()
     }
-    for name, value in (*checkpoint["state_dict"].items(), *optimizers.items()):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+    rates = {
+        f"optimizer {n}, {key} of group {index}": torch.tensor(value)
+        for n, optimizer in enumerate(checkpoint.get("optimizer_states", []))
+        for index, group in enumerate(optimizer["param_groups"])
+        for key, value in group.items()
+        if isinstance(value, float)
+    }
+    for name, value in (*checkpoint["state_dict"].items(), *optimizers.items(), *rates.items()):
+        value = torch.as_tensor(value)
+        if not (value.is_floating_point() or value.is_complex()):
             continue
         wrong = value.isnan() if name in buffers else ~value.isfinite()
         if bool(wrong.any()):
@@ -98,6 +109,15 @@ def _wrong_part(checkpoint: Mapping[str, Any]) -> str | None:
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             return f"{name!r} of its state_dict is a {type(value).__name__} and no tensor"
+        if value.layout != torch.strided or value.is_meta:
+            return f"{name} of its state_dict is a tensor without plain values"
+    record = checkpoint.get(RECORD, {})
+    for key in ("buffers", "optimizers", "lr_schedulers"):
+        names = record.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return f"{key} of its record are no list of names"
+    if any(checkpoint[key] < 0 for key in ("epoch", "global_step")):
+        return "its counters are negative"
     for name in LOOPS:
         if not isinstance(checkpoint["loops"].get(name), dict):
             return f"its loops lack {name}"

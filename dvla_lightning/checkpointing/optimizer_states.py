@@ -16,8 +16,15 @@ def is_optimizer_state(state: Any) -> bool:
     values, groups = state["state"], state["param_groups"]
     if not isinstance(values, dict) or not isinstance(groups, list):
         return False
-    return all(isinstance(value, dict) for value in values.values()) and all(
-        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    numbers = (int, float, Tensor)
+    return all(
+        isinstance(value, dict) and all(isinstance(each, numbers) for each in value.values())
+        for value in values.values()
+    ) and all(
+        isinstance(group, dict)
+        and isinstance(group.get("params"), list)
+        and all(isinstance(number, int) for number in group["params"])
+        for group in groups
     )
 
 

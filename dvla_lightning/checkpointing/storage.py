@@ -63,12 +63,23 @@ def guard_checkpoints(trainer: Trainer) -> None:
     """Makes a trainer read and write its checkpoints through `RunCheckpointIO`, unless the user gave another plugin.
 
     And a ModelCheckpoint that does not say where it writes does so beside `last.ckpt`, whatever the loggers are.
+
+    Raises:
+        UserError: if one would take the place of `last.ckpt` or `previous.ckpt`.
     """
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = RunCheckpointIO()
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        if callback.dirpath is None:
             callback.dirpath = str(checkpoint_folder(trainer))
+        is_here = Path(callback.dirpath).resolve() == checkpoint_folder(trainer).resolve()
+        if is_here and (callback.save_last or f"{callback.filename}.ckpt" in (LAST, PREVIOUS)):
+            raise UserError(
+                f"trainer.callbacks: {LAST} and {PREVIOUS} in {callback.dirpath} are the run's own and always written: "
+                "leave out save_last, or give that ModelCheckpoint another dirpath or filename"
+            )
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:

@@ -179,3 +179,11 @@ def test_a_trainer_is_guarded_unless_the_user_brings_a_plugin(tmp_path):
     with_plugin = Trainer(**options, plugins=[AsyncCheckpointIO()])
     guard_checkpoints(with_plugin)
     assert type(with_plugin.strategy.checkpoint_io) is AsyncCheckpointIO
+
+
+@pytest.mark.parametrize("options", [{"save_last": True}, {"filename": "last"}, {"filename": "previous"}], ids=str)
+def test_nothing_else_takes_the_place_of_the_runs_own_checkpoints(options, tmp_path):
+    trainer = {"default_root_dir": tmp_path, "logger": False, "accelerator": "cpu"}
+    with pytest.raises(UserError, match="the run's own and always written"):
+        guard_checkpoints(Trainer(**trainer, callbacks=[ModelCheckpoint(**options)]))
+    guard_checkpoints(Trainer(**trainer, callbacks=[ModelCheckpoint(dirpath=tmp_path / "elsewhere", **options)]))

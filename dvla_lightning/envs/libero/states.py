@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy._core.multiarray import _reconstruct
 from numpy.typing import NDArray
 
 from dvla_lightning.envs.libero.launch import quiet
@@ -112,8 +113,10 @@ def load_published(task: Task) -> NDArray[np.float64]:
 
     if not task.initial_states.is_file():
         raise UserError(f"the file {task.initial_states} is missing from the installed hf-libero: {INSTALL_REMEDY}")
-    # A pickled numpy array that came with the installed package, hence as trusted as its code.
-    return np.asarray(torch.load(task.initial_states, weights_only=False))
+    # Pickled arrays of numpy 1, whose helper had another name: nothing else is made of what the file says.
+    allowed = [np.ndarray, np.dtype, np.dtypes.Float64DType, (_reconstruct, "numpy.core.multiarray._reconstruct")]
+    with torch.serialization.safe_globals(allowed):
+        return np.asarray(torch.load(task.initial_states, weights_only=True))
 
 
 def train_seed(task: str, number: int) -> int:
