@@ -38,9 +38,7 @@ def memory_after_resets(recipe: Libero, num_tasks: int, num_resets: int) -> Iter
     try:
         for reset in range(num_resets):
             task, state = recipe.tasks[reset % num_tasks], reset // num_tasks % NUM_STATES
-            slot.send("reset", EpisodeSpec(task, "heldout", state, seed=reset), TIMEOUT)
-            slot.connection.poll(TIMEOUT)
-            slot.receive()
+            slot.call("reset", EpisodeSpec(task, "heldout", state, seed=reset), TIMEOUT)
             yield resident_megabytes(slot.process.pid)
     finally:
         slot.close()

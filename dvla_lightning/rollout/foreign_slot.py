@@ -69,20 +69,6 @@ class ForeignSlot(ProcessSlot):
         self.deadline = time.monotonic()
         self._write("build", build)
 
-    def call(self, command: str, argument: Any, timeout: float) -> Any:
-        """Runs one command of `foreign_worker.Runner` and waits for it; for what is not an episode.
-
-        Raises:
-            WorkerFailure: if the worker fails or takes longer than `timeout` seconds.
-            UserError: if the simulator cannot be used.
-        """
-        self.send(command, argument, timeout)
-        while True:
-            self.connection.poll(max(0.0, self.deadline - time.monotonic()))
-            answer = self._answer()
-            if answer is not None:
-                return answer[0]
-
     def _write(self, command: str, argument: Any) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # receive() reports the death
             message = {"command": command, "argument": plain_argument(argument, self.environment)}

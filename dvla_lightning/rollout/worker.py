@@ -167,6 +167,20 @@ class ProcessSlot:
         except TypeError as error:
             raise WorkerFailure(f"worker {self.process.pid} sent what is no result ({error})") from error
 
+    def call(self, command: str, argument: Any, timeout: float) -> Any:
+        """Runs one command of `Runner` and waits for it; for what is not an episode.
+
+        Raises:
+            WorkerFailure: if the worker fails or takes longer than `timeout` seconds.
+            UserError: if the simulator cannot be used.
+        """
+        self.send(command, argument, timeout)
+        while True:
+            self.connection.poll(max(0.0, self.deadline - time.monotonic()))
+            answer = self._answer()
+            if answer is not None:
+                return answer[0]
+
     def _answer(self) -> tuple[Any] | None:
         """The result of a command; None for a sign of life."""
         if not self.connection.poll() and time.monotonic() >= self.deadline:

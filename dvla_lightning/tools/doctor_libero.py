@@ -170,9 +170,8 @@ def _frame(suite: str, probe: Probe, pictures: Path, absent: bool | None) -> Che
 
 
 def _command(slot: ProcessSlot, name: str, argument: object) -> Transition:
-    slot.send(name, argument, timeout=FRAME_TIMEOUT)
-    slot.connection.poll(FRAME_TIMEOUT)
-    return slot.receive()
+    transition: Transition = slot.call(name, argument, FRAME_TIMEOUT)
+    return transition
 
 
 def _save(images: dict[str, np.ndarray], folder: Path) -> list[str]:
