@@ -31,6 +31,7 @@ from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
+from dvla_lightning.launch.log_threads import faults_said_once
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
@@ -159,8 +160,9 @@ class DVLACommand(LightningCLI):
     def _callbacks(self, flags: Any) -> list[Callback]:
         """Ours, beside those of the user."""
         callbacks: list[Callback] = [RolloutMetrics(), CommitOrderPicture(), EvaluationReport(), SavePolicy()]
+        callbacks.append(RunRecord())  # also where no checkpoint is written: one may be read
         if flags.enable_checkpointing is not False and not flags.barebones:
-            callbacks += [RunRecord(), LastCheckpoint()]
+            callbacks.append(LastCheckpoint())
         elif self._keeps_a_run:
             print("no checkpoints are written: this run cannot be resumed", file=sys.stderr, flush=True)
         shows_progress = flags.enable_progress_bar is not False and not flags.barebones
@@ -197,7 +199,7 @@ def run(args: list[str]) -> None:
     for text in QUIET:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
     try:
-        with usr1_ends_as_term():
+        with usr1_ends_as_term(), faults_said_once():
             DVLACommand(
                 DVLAModule,
                 EvaluationDataModule,

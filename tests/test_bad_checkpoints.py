@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dvla_lightning.checkpointing.storage import read_checkpoint
 from dvla_lightning.cli import main
+from dvla_lightning.errors import UserError
 from tests.checkpointing.tiny_runs import FOR_TRAINING, arguments, damage, load, rl_options, save_tiny_policy
 
 LORA = {"model.policy.lora.r": 2, "model.policy.lora.lora_alpha": 4, "model.policy.lora.target_modules": "all-linear"}
@@ -157,10 +159,27 @@ KEYS = [
     *("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops"),
     *("callbacks", "optimizer_states", "lr_schedulers", "dvla"),
 ]
-FIT_LOOP = ("loops", "fit_loop")
-BOTH = {
+FORM = {
     **{f"without {key}": (delete(key), f"lacks the key '{key}'") for key in KEYS},
     **{f"{key} is a tuple": (put(key, (1,)), "holds a tuple") for key in KEYS},
+}
+
+
+@pytest.mark.parametrize("name", FORM)
+def test_a_checkpoint_that_lightning_could_not_read(name, home, tmp_path):
+    """The two commands read through this door alone."""
+    change, sentence = FORM[name]
+    content = copy.deepcopy(load(home / "full.ckpt"))
+    change(content)
+    torch.save(content, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match=r"bad.ckpt is no checkpoint of a run: it") as caught:
+        read_checkpoint(tmp_path / "bad.ckpt")
+    assert sentence in str(caught.value)
+
+
+FIT_LOOP = ("loops", "fit_loop")
+BOTH = {
+    "without weights": (delete("state_dict"), "lacks the key 'state_dict'"),
     "of a newer Lightning": (put("pytorch-lightning_version", "9.1.0"), "was written with Lightning 9.1.0"),
     "of no version": (put("pytorch-lightning_version", "new"), "no version of Lightning"),
     "no tensor among the weights": (put("state_dict", "policy.backbone.head.weight", [1.0]), "is a list and no tensor"),
@@ -224,7 +243,7 @@ FIT_ONLY = {
 
 
 # Both verbs read through one door; what lies behind it, and a part of what does not, is tried with both.
-VALIDATED = [name for name in BOTH if name.startswith(("of ", "on ", "record", "NaN", "with a", "without state_dict"))]
+VALIDATED = [name for name in BOTH if name.startswith(("of ", "on ", "record", "NaN", "with a", "without weights"))]
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if at_epoch_end(trainer) and not trainer.fast_dev_run:
-            # All ranks reduce what was logged before they meet to save: rank 0 may have done so for its progress bar, and
-            # the others would wait for it elsewhere.
+            # All ranks reduce what was logged before they meet to save: rank 0 may have done so for its progress bar,
+            # and the others would wait for it elsewhere.
             trainer.callback_metrics  # noqa: B018 - computed when it is asked for
-            self._newest = checkpoint_folder(trainer) / LAST
-            trainer.save_checkpoint(self._newest)
-            self._epochs = complete_epochs(trainer)
+            path = checkpoint_folder(trainer) / LAST
+            trainer.save_checkpoint(path)
+            self._newest, self._epochs = path, complete_epochs(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not at_epoch_end(trainer):

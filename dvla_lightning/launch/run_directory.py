@@ -62,14 +62,17 @@ class RunDirectory:
         """
         if given is None:
             return None
-        if given == "auto":
-            if verb != "fit":
-                raise UserError(f"--ckpt_path auto is for fit: `dvla {verb}` takes last, or a file")
-            return self.last if self.last.exists() else None
-        if given == "last":
-            if not self.last.exists():
-                raise UserError(f"--ckpt_path last: {self.last} does not exist, there is no run to resume")
+        if given == "auto" and verb != "fit":
+            raise UserError(f"--ckpt_path auto is for fit: `dvla {verb}` takes last, or a file")
+        if given in ("auto", "last") and self.last.exists():
             return self.last
+        # Where there are no hard links a process that is killed while it writes may leave this one alone.
+        previous = self.checkpoints / "previous.ckpt"
+        if given == "auto":
+            return previous if previous.exists() else None
+        if given == "last":
+            way_out = f"go on from {previous}, the one before" if previous.exists() else "there is no run to resume"
+            raise UserError(f"--ckpt_path last: {self.last} does not exist, {way_out}")
         path = local_path(given, "--ckpt_path")
         if not path.exists():
             raise UserError(f"--ckpt_path: {path} does not exist")

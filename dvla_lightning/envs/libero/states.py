@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy._core.multiarray import _reconstruct
 from numpy.typing import NDArray
 
 from dvla_lightning.envs.libero.launch import quiet
@@ -107,16 +106,20 @@ def load_published(task: Task) -> NDArray[np.float64]:
     """The published initial states, (50, 1 + nq + nv): time, qpos, qvel.
 
     Raises:
-        UserError: if the file is not there.
+        UserError: if the file is not there, or holds something else.
     """
     import torch
 
     if not task.initial_states.is_file():
         raise UserError(f"the file {task.initial_states} is missing from the installed hf-libero: {INSTALL_REMEDY}")
-    # Pickled arrays of numpy 1, whose helper had another name: nothing else is made of what the file says.
-    allowed = [np.ndarray, np.dtype, np.dtypes.Float64DType, (_reconstruct, "numpy.core.multiarray._reconstruct")]
-    with torch.serialization.safe_globals(allowed):
-        return np.asarray(torch.load(task.initial_states, weights_only=True))
+    # LIBERO's files hold a pickled array, by the names of numpy 1: what makes one is let in, and nothing else.
+    make = np.empty(0).__reduce__()[0]
+    names = [make, (make, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float64))]
+    try:
+        with torch.serialization.safe_globals(names):
+            return np.asarray(torch.load(task.initial_states, weights_only=True), np.float64)
+    except Exception as error:  # of a damaged pickle comes whatever comes
+        raise UserError(f"the file {task.initial_states} holds no initial states: {INSTALL_REMEDY}") from error
 
 
 def train_seed(task: str, number: int) -> int:
