@@ -191,8 +191,6 @@ class ProcessSlot:
             raise WorkerFailure(f"worker {self.process.pid} stopped in the middle of a message") from None
         except (EOFError, OSError):
             raise self._death() from None
-        except (WorkerFailure, UserError):
-            raise
         except Exception as error:  # what comes from outside may fail in any way
             raise WorkerFailure(f"worker {self.process.pid} sent what is no message ({error!r})") from error
         self.is_up = True
@@ -235,9 +233,9 @@ class ProcessSlot:
         self._kill()
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            # Its own group once it has said a word; before that it is in ours.
-            os.killpg(self.process.pid, signal.SIGKILL) if self.is_up else self.process.kill()
+        if self.is_up:  # its own group once it has said a word; before that it is in ours
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         self.connection.close()
