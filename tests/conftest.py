@@ -1,5 +1,6 @@
 """What every test gets: no network, one thread, and a clear word about tests whose simulator is missing."""
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,12 @@ import pytest
 import torch
 
 REQUIRE_LIBERO = "DVLA_REQUIRE_LIBERO"
+
+
+@pytest.fixture
+def quiet_logging(monkeypatch):
+    """Lightning's log handler keeps the stderr of the test in which it was made, which is closed by now."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import os
 import shutil
 import zipfile
@@ -19,13 +18,9 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.tools.collect import collect
 
+pytestmark = pytest.mark.usefixtures("quiet_logging")
+
 FIRST = "episode_000000.npz"
-
-
-@pytest.fixture(autouse=True)
-def quiet_logging(monkeypatch):
-    """Lightning's log handler keeps the stderr of the test in which it was made, which is closed by now."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 @pytest.fixture(scope="module")

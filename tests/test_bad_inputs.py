@@ -3,7 +3,6 @@
 A row: the command line, and words that the sentence must contain. RUN stands for the run directory.
 """
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -91,10 +90,10 @@ def check_refusal(arguments, words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("config, option, words", ROWS, ids=[row[1] for row in ROWS])
-def test_a_bad_value_in_a_configuration_is_one_sentence(config, option, words, tmp_path, capsys, monkeypatch):
+def test_a_bad_value_in_a_configuration_is_one_sentence(
+    config, option, words, tmp_path, capsys, monkeypatch, quiet_logging
+):
     monkeypatch.chdir(tmp_path)
-    # Lightning's log handler keeps the stream that pytest closed after an earlier test.
-    monkeypatch.setattr(logging, "raiseExceptions", False)
     arguments = [*CONFIGS[config], "--trainer.default_root_dir", "RUN", "--trainer.accelerator", "cpu"]
     arguments += POLICY if config == "rl" else []
     check_refusal([*arguments, f"--{option}"], words, tmp_path, capsys)

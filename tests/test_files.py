@@ -2,19 +2,18 @@
 
 import errno
 import os
-import resource
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import atomic_file, atomic_text, make_folder, remove_partial
+from tests.full_disk import largest_file
 
 
 def names(folder):
@@ -75,22 +74,11 @@ def test_without_hard_links_the_previous_file_is_kept_too(old, monkeypatch):
     assert (old.with_name("b").read_text(), old.read_text()) == ("old", "new")
 
 
-@contextmanager
-def at_most(num_bytes):
-    """No file of this process may become larger."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("write", [lambda f: f.write(b"x" * 100_000), lambda f: torch.save(torch.zeros(100_000), f)])
 def test_a_file_that_may_not_grow_is_a_sentence(write, old):
     """With torch.save as well, which hides the error of the operating system in its own."""
     sentence = r"a cannot be written \(File too large\): raise the limit"
-    with pytest.raises(UserError, match=sentence), at_most(50_000), atomic_file(old) as file:
+    with pytest.raises(UserError, match=sentence), largest_file(50_000), atomic_file(old) as file:
         write(file)
     assert old.read_text() == "old" and names(old.parent) == ["a"]
 

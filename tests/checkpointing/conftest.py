@@ -1,7 +1,5 @@
 """Tiny runs on Tabletop, through the command line."""
 
-import logging
-
 import pytest
 
 from dvla_lightning.cli import main
@@ -9,9 +7,8 @@ from tests.checkpointing.tiny_runs import FOR_TRAINING, arguments, rl_options, s
 
 
 @pytest.fixture(autouse=True)
-def quiet_logging(monkeypatch):
-    """Lightning's log handler keeps the stderr of the test in which it was made, which is closed by now."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+def _quiet(quiet_logging):
+    """In every test here."""
 
 
 @pytest.fixture(scope="module")
