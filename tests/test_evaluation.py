@@ -230,7 +230,7 @@ def test_a_wrong_shard_is_one_sentence(shard, evaluation, tmp_path, capsys):
 
 
 def test_a_shard_in_training_is_one_sentence(evaluation, tmp_path, capsys):
-    fit = ["fit", *words(evaluation, tmp_path, data__eval_shard="0/2")[1:]]
+    fit = ["fit", *words(evaluation, tmp_path / "run", data__eval_shard="0/2")[1:]]
     assert "use it in `dvla validate`" in sentence(capsys, fit)
 
 

@@ -25,9 +25,10 @@ class LastCheckpoint(Checkpoint):
         self._epochs: int | None = None  # complete ones in the newest checkpoint; None before training
         self._newest: Path | None = None
 
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if stage == "fit" and not trainer.fast_dev_run and trainer.is_global_zero:
-            remove_partial(make_folder(checkpoint_folder(trainer)))  # complains now, not after the first epoch
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Complains now, not after the first epoch; not in `setup`, where others still complain about the run."""
+        if not trainer.fast_dev_run and trainer.is_global_zero:
+            remove_partial(make_folder(checkpoint_folder(trainer)))
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._newest = Path(trainer.ckpt_path) if trainer.ckpt_path else None

@@ -117,6 +117,16 @@ class RolloutDataModule(EvaluationDataModule):
         self.rollout_metrics: dict[str, float] = {}
         self.commit_order: dict[int, Tensor] = {}
 
+    def setup(self, stage: str) -> None:
+        """Complains about shares of an iteration: how many minibatches it has is known when it is collected."""
+        for name in ("limit_train_batches", "val_check_interval"):
+            share = getattr(self.trainer, name)
+            if stage == "fit" and isinstance(share, float) and share != 1.0:
+                raise UserError(
+                    f"trainer.{name} {share}: an iteration is no share of anything known beforehand: give a whole "
+                    "number of minibatches, or set data.episodes_per_iteration"
+                )
+
     def train_dataloader(self) -> IterationStream:
         """The stream of minibatches; deliberately not a DataLoader and without a length."""
         return IterationStream(self)
