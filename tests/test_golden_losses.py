@@ -4,6 +4,7 @@ After a change that is meant to alter them: `DVLA_WRITE_GOLDEN=1 pytest tests/te
 commit.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import DemonstrationBatch, SupervisedObjective, TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
+from tests.small_policy import lora, make_tiny_policy
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -57,6 +59,19 @@ def test_supervised(tiny_policy):
     compare("supervised", train(tiny_policy, SupervisedObjective(num_views=3), batch))
 
 
+def rollouts(policy, objective, **options):
+    """Decisions of ten short episodes at K = 1 to 4, two that begin alike for each task."""
+    specs = [
+        EpisodeSpec(task, "train", n, seed=10 * n + twin, num_steps=1 + n % 4)
+        for n, task in enumerate(Tabletop.tasks)
+        for twin in range(2)
+    ]
+    episodes = Collector(Tabletop(), num_envs=5, progress=False).run(policy, specs)
+    for n, episode in enumerate(episodes):  # an untrained policy succeeds nowhere
+        episode.transitions[-1].reward = n % 3
+    return assemble(policy, objective, episodes, gamma=0.9, gae_lambda=0.8, **options)
+
+
 def test_trajectory_ppo(tiny_policy):
     specs = [EpisodeSpec(task, "train", n, seed=n, num_steps=1 + n % 4) for n, task in enumerate(Tabletop.tasks)]
     episodes = Collector(Tabletop(), num_envs=5, progress=False).run(tiny_policy, specs)
@@ -64,3 +79,42 @@ def test_trajectory_ppo(tiny_policy):
     batch = assemble(tiny_policy, objective, episodes, gamma=0.9, gae_lambda=0.8)
     batch.advantages_B = torch.linspace(-1, 1, len(batch))
     compare("trajectory_ppo", train(tiny_policy, objective, batch))
+
+
+# name -> options of the objective, of the policy's sampler, of the advantages
+VARIANTS = {
+    "last_step": ({"estimator": "last_step"}, {}, {}),
+    "full_mask": ({"estimator": "full_mask"}, {}, {}),
+    "random_mask": ({"estimator": "random_mask(2, 0.1, 0.9)"}, {}, {}),
+    "coupled": ({"estimator": "coupled(1)"}, {}, {}),
+    "step_merge": ({"estimator": "step_merge(2)"}, {}, {}),
+    "kl_k2": ({"kl_coef": 0.1, "kl_kind": "k2"}, {}, {}),
+    "kl_k3": ({"kl_coef": 0.1, "kl_kind": "k3"}, {}, {}),
+    "plackett_luce": ({"selection_term": "plackett_luce"}, {"selection_temperature": 0.5}, {}),
+    "remasking": ({}, {"remask_threshold": 0.2}, {}),
+    "step_ratio": ({"ratio_level": "step", "dual_clip": 3.0}, {}, {}),
+    "chunk_ratio_per_step": ({"credit": "per_step", "value_gradient": True}, {"temperature": 0.7}, {}),
+    "grpo": ({}, {}, {"advantage": "grpo"}),
+    "reinforce": ({}, {}, {"advantage": "reinforce++"}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(tiny_policy, name):
+    options, sampler, advantage = VARIANTS[name]
+    tiny_policy.sampler = dataclasses.replace(tiny_policy.sampler, **sampler)
+    objective = TrajectoryPPO(**options)
+    batch = rollouts(tiny_policy, objective, **advantage)
+    if objective.needs_reference:
+        tiny_policy.keep_reference()
+    batch.advantages_B = batch.advantages_B + torch.linspace(-1, 1, len(batch))
+    compare(name, train(tiny_policy, objective, batch))
+
+
+def test_lora():
+    torch.manual_seed(0)
+    policy = make_tiny_policy(lora=lora(init_lora_weights=False))
+    objective = TrajectoryPPO(kl_coef=0.05)
+    batch = rollouts(policy, objective)
+    policy.keep_reference()
+    compare("lora", train(policy, objective, batch))
