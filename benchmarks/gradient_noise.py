@@ -28,7 +28,7 @@ from dvla_lightning.data.groups import AdvantageName
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.specs import training_specs
-from dvla_lightning.objectives import RolloutBatch, TrajectoryPPO
+from dvla_lightning.objectives import Rollouts, TrajectoryPPO
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import Episode
@@ -80,14 +80,14 @@ def measure(gradients_PN: Tensor) -> Measured:
     return Measured(signal, float(error), float(squares_P.mean()) - signal)
 
 
-def part_gradients(policy: DVLAPolicy, batch: RolloutBatch, sizes: list[int], rows_at_once: int) -> Tensor:
+def part_gradients(policy: DVLAPolicy, rollouts: Rollouts, sizes: list[int], rows_at_once: int) -> Tensor:
     """(P, N): the summed policy gradient of consecutive parts with so many decisions each."""
     objective = TrajectoryPPO(value_clip=None, value_coef=0.0)
     gradients, begin = [], 0
     for size in sizes:
         policy.zero_grad()
         for rows in torch.arange(begin, begin + size).split(rows_at_once):
-            (objective(policy, batch.select(rows)).loss * len(rows)).backward()
+            (objective(policy, rollouts.batch(rows, policy.collate)).loss * len(rows)).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
         begin += size
     return torch.stack(gradients)
@@ -148,10 +148,9 @@ def gradient_noise(
     sizes, found = decisions_per_part(episodes, num_parts), {}
     for label, *how in ways:
         with torch.no_grad():
-            objective = TrajectoryPPO(value_clip=None)
-            batch = assemble(loaded, objective, episodes, *how, bootstrap_truncated, rows_at_once=rows_at_once)
-            batch.advantages_B -= batch.advantages_B.mean()
-        found[label] = measure(part_gradients(loaded, batch, sizes, rows_at_once))
+            rollouts = assemble(episodes, *how, bootstrap_truncated)
+            rollouts.advantages_N -= rollouts.advantages_N.mean()
+        found[label] = measure(part_gradients(loaded, rollouts, sizes, rows_at_once))
         parts = episodes_per_iteration * num_parts / num_episodes
         cosine, low, high = (found[label].cosine(parts, errors) for errors in (0, -1.96, 1.96))
         print(f"{label:26} cosine of {episodes_per_iteration} episodes: {cosine:.2f} [{low:.2f}, {high:.2f}]")

@@ -13,7 +13,6 @@ differ.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import sys
 
@@ -44,8 +43,9 @@ class Update:
         """Decisions of episodes with these K; the advantages are made up."""
         specs = training_specs(list(steps), num_episodes, steps, seed=0, iteration=0)
         episodes = Collector(Tabletop(), num_envs=96, progress=False).run(self.policy, specs)
-        batch = assemble(self.policy, self.objective, episodes, gamma=0.9, gae_lambda=0.95)
-        return dataclasses.replace(batch, advantages_B=torch.linspace(-1, 1, len(batch)))
+        rollouts = assemble(episodes, gamma=0.9, gae_lambda=0.95)
+        rollouts.advantages_N = torch.linspace(-1, 1, len(rollouts))
+        return rollouts.batch(torch.arange(len(rollouts)), self.policy.collate)
 
     def gradient(self, *parts: RolloutBatch) -> Tensor:
         """Of all parameters in one vector; the parts count by their sizes."""

@@ -84,6 +84,11 @@ class DVLAModule(LightningModule):
                 data.evaluation_specs()  # complains now, not after the first hour of training
             self.task_success = TaskSuccess(data.tasks).to(self.device)
         if stage == "fit":
+            if data.batch_type is not self.objective.batch_type:
+                raise UserError(
+                    f"{type(data).__name__} does not fit {type(self.objective).__name__}: demonstrations are for "
+                    "SupervisedObjective, rollouts for TrajectoryPPO"
+                )
             self.objective.check_policy(self.policy)
             self._add_remarks(filter(None, [data.training_remark()]))
         # Not in fit alone: what it freezes is not in a checkpoint, which `dvla validate --ckpt_path` reads, too.
@@ -108,9 +113,11 @@ class DVLAModule(LightningModule):
     def begin_iteration(self, iteration: int) -> None:
         """Called by the data module before the data of an epoch is collected."""
         self.stop_iteration = False
+        self.policy.version = self.trainer.global_step
         self.objective.begin_iteration(iteration)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.policy.version = self.trainer.global_step
         output: LossOutput = self.objective(self.policy, batch)
         for name, value in output.metrics.items():
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)

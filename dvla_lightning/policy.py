@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from dvla_lightning import policy_config, policy_directory
 from dvla_lightning.actions.normalization import NormalizationMode, Normalizer
 from dvla_lightning.actions.tokenizer import ActionTokenizer
-from dvla_lightning.backbones.base import Backbone, Prompt
+from dvla_lightning.backbones.base import Backbone, Processor, Prompt, PromptRow
+from dvla_lightning.decisions import Decisions
 from dvla_lightning.diffusion.entropy import entropy
-from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
 from dvla_lightning.diffusion.views import MaskedViews
 from dvla_lightning.envs.base import Environment, Observation
@@ -30,25 +29,6 @@ if TYPE_CHECKING:  # importing peft takes seconds
 
 MAX_SEED = 2**63 - 1
 NOT_FINITE = "the policy's {} are not finite: its weights or statistics are of no use any more"
-
-
-@dataclass
-class Decisions:
-    """What the policy decided for a batch of observations.
-
-    Attributes:
-        actions: (B, num_action_steps, action_dim) float32 in the robot's units.
-        prompt: what the backbone read.
-        path: how the chunk was decoded.
-        values_B: float32, the value head's estimate of the return.
-        outside_B: float32 on the CPU, share of each proprioception vector beyond the range of the training data.
-    """
-
-    actions: Tensor
-    prompt: Prompt
-    path: DenoisingPath
-    values_B: Tensor
-    outside_B: Tensor
 
 
 class Scores(NamedTuple):
@@ -129,6 +109,7 @@ class DVLAPolicy(nn.Module):
         reference: trainable tensors of the backbone at the start of training, which make the policy the reference of a
             KL; None before `keep_reference`. They are no part of the policy: neither saved with it nor in its
             fingerprint.
+        version: how often its weights have been updated in this training; decisions carry it.
 
     Raises:
         UserError: if the parts do not fit together, or the directory is missing, corrupt or of another architecture.
@@ -150,6 +131,7 @@ class DVLAPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.remarks: list[str] = []
+        self.version = 0
         new = {
             "backbone": backbone,
             "action_tokenizer": action_tokenizer,
@@ -250,17 +232,41 @@ class DVLAPolicy(nn.Module):
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
-    def make_prompt(self, observations: Sequence[Observation]) -> Prompt:
-        """Observations -> prompt tensors on the policy's device, proprioception normalised.
+    @property
+    def processor(self) -> Processor:
+        """Makes the backbone's prompt rows."""
+        backbone: Backbone = self.backbone
+        return backbone.processor
+
+    @torch.no_grad()
+    def make_rows(self, observations: Sequence[Observation]) -> list[PromptRow]:
+        """Observations -> prompt rows, proprioception normalised and frozen encoders run.
 
         Raises:
             UserError: if an observation does not fit the policy or holds a number that is not finite.
         """
-        raw = self.backbone.prompt(observations)
-        _check_finite(raw, "the observation holds numbers that are not finite: {}")
-        prompt = {name: value.to(self.device) for name, value in raw.items()}
-        prompt["proprioception"] = self.proprioception_normalizer.normalize(prompt["proprioception"])
-        return prompt
+        for observation in observations:
+            self.processor.check(observation)
+        normal_BD = self.proprioception_normalizer.normalize(self._proprioception(observations)).cpu()
+        rows = [self.processor.row(*pair) for pair in zip(observations, normal_BD, strict=True)]
+        prepared: list[PromptRow] = self.backbone.prepare(rows)
+        return prepared
+
+    def collate(self, rows: Sequence[PromptRow]) -> Prompt:
+        """Prompt rows -> prompt on the policy's device."""
+        return {name: value.to(self.device) for name, value in self.processor.collate(rows).items()}
+
+    def make_prompt(self, observations: Sequence[Observation]) -> Prompt:
+        """`make_rows` and `collate` in one."""
+        return self.collate(self.make_rows(observations))
+
+    def _proprioception(self, observations: Sequence[Observation]) -> Tensor:
+        """(B, proprioception_dim) on the policy's device, in the units of the observations."""
+        if not self.processor.proprioception_dim:
+            return torch.zeros(len(observations), 0, device=self.device)
+        values_BD = torch.from_numpy(np.stack([seen["proprioception"] for seen in observations])).float()
+        _check_finite({"proprioception": values_BD}, "the observation holds numbers that are not finite: {}")
+        return values_BD.to(self.device)
 
     def check_num_steps(self, num_steps: int) -> None:
         """Raises `UserError` unless 1 <= K <= L."""
@@ -297,8 +303,8 @@ class DVLAPolicy(nn.Module):
         """
         if not len(observations) == len(num_steps) == len(seeds):
             raise ValueError(f"{len(observations)} observations, {len(num_steps)} num_steps, {len(seeds)} seeds")
-        prompt = self.make_prompt(observations)
-        context = self.backbone.encode(prompt)
+        rows = self.make_rows(observations)
+        context = self.backbone.encode(self.collate(rows))
         first_hidden: list[Tensor] = []
 
         def denoise(noisy_NL: Tensor, rows: Tensor) -> Tensor:
@@ -309,16 +315,16 @@ class DVLAPolicy(nn.Module):
 
         path = self.sampler.sample(denoise, self.num_positions, self.mask_id, num_steps, seeds)
         actions = self.decode(path.tokens_BL)[:, : self.num_action_steps]
-        decisions = Decisions(actions, prompt, path, self._value(first_hidden[0]), self._outside(observations))
+        values_B = self._value(first_hidden[0])
         # Tokens are drawn even from NaN, so actions alone would not tell.
-        outputs = {"log-probabilities": path.log_prob_BL, "values": decisions.values_B, "actions": actions}
+        outputs = {"log-probabilities": path.log_prob_BL, "values": values_B, "actions": actions}
         _check_finite(outputs, NOT_FINITE)
-        return decisions
+        return Decisions(actions, rows, path, values_B, self._outside(observations), self.version)
 
     def _outside(self, observations: Sequence[Observation]) -> Tensor:
         """(B,) float32 on the CPU: see `Decisions.outside_B`."""
-        proprioception_BD = torch.from_numpy(np.stack([seen["proprioception"] for seen in observations]))
-        return self.proprioception_normalizer.outside(proprioception_BD.to(self.device)).float().mean(-1).cpu()
+        outside_BD = self.proprioception_normalizer.outside(self._proprioception(observations)).float()
+        return outside_BD.sum(-1).cpu() / max(1, outside_BD.shape[-1])
 
     @torch.no_grad()
     def estimate_values(self, observations: Sequence[Observation]) -> Tensor:
@@ -381,7 +387,7 @@ class DVLAPolicy(nn.Module):
         Returns:
             Log-probabilities and the value.
         """
-        logits_BSLV, hidden_BSLD = self.backbone.denoise(self.backbone.encode(prompt), views.noisy_BSL)
+        logits_BSLV, hidden_BSLD = self.backbone.score_views(prompt, views.noisy_BSL)
         log_probs_BSLV = (logits_BSLV.float() / temperature).log_softmax(-1)
         clean_BSL = views.tokens_BSL.expand(-1, log_probs_BSLV.shape[1], -1)
         first_BD = hidden_BSLD[:, 0, 0]

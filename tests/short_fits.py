@@ -4,18 +4,19 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from dvla_lightning.data.assembly import assemble
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.evaluation.specs import Shard
-from dvla_lightning.objectives import TrajectoryPPO
+from dvla_lightning.objectives import RolloutBatch, TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
+from tests.small_policy import whole_batch
 
 
 class GivenBatches(LightningDataModule):
     """`epochs`: the minibatches of each, in order; without a length, as in RL, or with one, as in SFT."""
 
     collector, num_eval_episodes, eval_shard = None, 0, Shard.parse(None)
+    batch_type = RolloutBatch
 
     def __init__(self, epochs, has_length=False):
         super().__init__()
@@ -64,8 +65,9 @@ def fit(module, epochs, tmp_path, ckpt_path=None, data=None, **options):
 
 
 def rollout_minibatches(policy, count, objective=None):
-    """`count` different minibatches of what an untrained policy did, none of them marked as the first."""
+    """`count` different minibatches of what an untrained policy did, marked as drawn before its last update."""
     specs = [EpisodeSpec(Tabletop.tasks[n % 5], "train", n, seed=n, num_steps=2) for n in range(5)]
     episodes = Collector(Tabletop(), num_envs=5, progress=False).run(policy, specs)
-    batch = assemble(policy, objective or TrajectoryPPO(), episodes, 0.9, 0.8)
+    batch = whole_batch(policy, objective or TrajectoryPPO(), episodes)
+    batch.version_B -= 1
     return [batch.select(rows) for rows in torch.arange(len(batch)).tensor_split(count)]

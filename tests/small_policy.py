@@ -5,6 +5,7 @@ import torch
 
 from dvla_lightning.actions.tokenizer import UniformBins
 from dvla_lightning.backbones import MiniBackbone
+from dvla_lightning.data.assembly import assemble
 from dvla_lightning.policy import DVLAPolicy
 
 CHUNK, ACTION_DIM, BINS, PROPRIOCEPTION = 4, 2, 16, 3
@@ -70,3 +71,10 @@ def make_tiny_policy(**options):
     policy = DVLAPolicy(**parts, normalization="identity", value_hidden_dims=[8], **options)
     policy.is_fitted = True
     return policy
+
+
+def whole_batch(policy, objective, episodes, gamma=0.9, gae_lambda=0.8, **options):
+    """All decisions of some episodes as one minibatch, with advantages as they are before normalisation."""
+    rollouts = assemble(episodes, gamma, gae_lambda, **options)
+    objective.prepare_batch(policy, rollouts)
+    return rollouts.batch(torch.arange(len(rollouts)), policy.collate)

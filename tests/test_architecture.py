@@ -19,12 +19,13 @@ MAY_IMPORT = {
     "launch":            "errors files paths",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base errors files paths seeding versions",
-    "callbacks":         "checkpointing module data objectives evaluation rollout policy actions diffusion rl "
+    "callbacks":         "checkpointing module data wiring objectives evaluation rollout policy actions diffusion rl "
                          "envs.base errors files",
     "checkpointing":     "errors files",
-    "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
-    "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
+    "module":            "wiring objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
+    "data":              "wiring objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
                          "files paths seeding",
+    "wiring":            "objectives policy",  # what the module and the data module know of each other
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
     "evaluation":        "rollout policy actions diffusion rl envs.base errors files paths seeding",
     "rollout":           "policy backbones actions diffusion rl envs.base errors seeding",
@@ -46,14 +47,14 @@ MAY_IMPORT = {
 # Files that belong to a part without lying in its folder.
 SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
-    **dict.fromkeys(("policy_adapters", "lora_options"), "policy"),
+    **dict.fromkeys(("policy_adapters", "lora_options", "decisions"), "policy"),
     "lightning_cli": "cli",
     **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
 }
 
 # library                which parts may import it; libraries not named here are free
 RESERVED = {
-    "lightning":         "cli launch module data callbacks checkpointing",
+    "lightning":         "cli launch module data wiring callbacks checkpointing",
     "pytorch_lightning": "",                  # the old name of the same library: mixing the two breaks isinstance
     "lightning_fabric":  "",
     "torchmetrics":      "module evaluation callbacks",

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from dvla_lightning.data.assembly import assemble
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import DemonstrationBatch, SupervisedObjective, TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
-from tests.small_policy import lora, make_tiny_policy
+from tests.small_policy import lora, make_tiny_policy, whole_batch
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -35,6 +34,7 @@ def train(policy, objective, batch, steps=4):
             for parameter in policy.parameters():
                 if parameter.grad is not None:
                     parameter -= 0.1 * parameter.grad
+        policy.version += 1
         losses.append(float(loss.detach()))
     return losses
 
@@ -69,14 +69,14 @@ def rollouts(policy, objective, **options):
     episodes = Collector(Tabletop(), num_envs=5, progress=False).run(policy, specs)
     for n, episode in enumerate(episodes):  # an untrained policy succeeds nowhere
         episode.transitions[-1].reward = n % 3
-    return assemble(policy, objective, episodes, gamma=0.9, gae_lambda=0.8, **options)
+    return whole_batch(policy, objective, episodes, **options)
 
 
 def test_trajectory_ppo(tiny_policy):
     specs = [EpisodeSpec(task, "train", n, seed=n, num_steps=1 + n % 4) for n, task in enumerate(Tabletop.tasks)]
     episodes = Collector(Tabletop(), num_envs=5, progress=False).run(tiny_policy, specs)
     objective = TrajectoryPPO(entropy_coef=0.01)
-    batch = assemble(tiny_policy, objective, episodes, gamma=0.9, gae_lambda=0.8)
+    batch = whole_batch(tiny_policy, objective, episodes)
     batch.advantages_B = torch.linspace(-1, 1, len(batch))
     compare("trajectory_ppo", train(tiny_policy, objective, batch))
 

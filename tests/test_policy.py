@@ -237,26 +237,28 @@ def test_scoring_the_path_gives_its_recorded_log_prob(num_steps, temperature):
     policy = make_policy(sampler=Sampler(temperature=temperature))
     decisions = policy.decide(make_observations(6), [num_steps] * 6, range(6))
     views = Trajectory().views(decisions.path, policy.mask_id)
-    scores = policy.score(decisions.prompt, views, temperature)
+    scores = policy.score(policy.collate(decisions.rows), views, temperature)
     log_prob = (scores.log_prob_BSL * views.scored_BSL).sum(1)
     torch.testing.assert_close(log_prob, decisions.path.log_prob_BL, rtol=0, atol=1e-5)
     torch.testing.assert_close(scores.value_B, decisions.values_B, rtol=0, atol=1e-5)
 
-    wrong = policy.score(decisions.prompt, views, temperature + 0.1).log_prob_BSL
+    wrong = policy.score(policy.collate(decisions.rows), views, temperature + 0.1).log_prob_BSL
     assert ((wrong * views.scored_BSL).sum(1) - decisions.path.log_prob_BL).abs().max() > 1e-3
 
 
 def test_a_wrong_state_is_seen_by_the_same_check(policy):
     decisions = policy.decide(make_observations(6), [4] * 6, range(6))
-    log_prob = policy.score(decisions.prompt, FullMask().views(decisions.path, policy.mask_id)).log_prob_BSL[:, 0]
+    log_prob = policy.score(
+        policy.collate(decisions.rows), FullMask().views(decisions.path, policy.mask_id)
+    ).log_prob_BSL[:, 0]
     assert (log_prob - decisions.path.log_prob_BL).abs().max() > 1e-3
 
 
 def test_entropy_is_that_of_the_predicted_distribution(policy):
     decisions = policy.decide(make_observations(3), [2] * 3, range(3))
     views = Trajectory().views(decisions.path, policy.mask_id)
-    scores = policy.score(decisions.prompt, views, 1.3)
-    logits, _ = policy.backbone.denoise(policy.backbone.encode(decisions.prompt), views.noisy_BSL)
+    scores = policy.score(policy.collate(decisions.rows), views, 1.3)
+    logits, _ = policy.backbone.denoise(policy.backbone.encode(policy.collate(decisions.rows)), views.noisy_BSL)
     want = torch.distributions.Categorical(logits=logits / 1.3).entropy()
     torch.testing.assert_close(scores.entropy_BSL, want, rtol=0, atol=1e-5)
     assert scores.entropy_BSL.shape == scores.log_prob_BSL.shape == (3, 2, LENGTH)
@@ -267,12 +269,12 @@ def test_value_gradient_reaches_the_backbone_only_when_asked(policy):
     views = Trajectory().views(decisions.path, policy.mask_id)
     for asked in (False, True):
         policy.zero_grad()
-        policy.score(decisions.prompt, views, value_gradient=asked).value_B.sum().backward()
+        policy.score(policy.collate(decisions.rows), views, value_gradient=asked).value_B.sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.value_head.parameters())
         touched = [p for p in policy.backbone.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
         assert bool(touched) == asked
     policy.zero_grad()
-    policy.score(decisions.prompt, views).log_prob_BSL.sum().backward()
+    policy.score(policy.collate(decisions.rows), views).log_prob_BSL.sum().backward()
     assert all(p.grad is None for p in policy.value_head.parameters())
 
 
@@ -305,15 +307,17 @@ def test_reference_is_the_policy_before_training(kind, tmp_path):
     policy = REFERENCES[kind](tmp_path / "policy")
     decisions = policy.decide(make_observations(3), [4] * 3, range(3))
     views = Trajectory().views(decisions.path, policy.mask_id)
-    before = policy.score(decisions.prompt, views, 1.3).log_prob_BSL.detach()
+    before = policy.score(policy.collate(decisions.rows), views, 1.3).log_prob_BSL.detach()
     names = set(policy.state_dict())
     policy.keep_reference()
-    assert torch.equal(policy.reference_log_prob(decisions.prompt, views, 1.3), before), "the KL is 0, to the bit"
+    assert torch.equal(policy.reference_log_prob(policy.collate(decisions.rows), views, 1.3), before), (
+        "the KL is 0, to the bit"
+    )
     disturb(policy)
-    reference = policy.reference_log_prob(decisions.prompt, views, 1.3)
+    reference = policy.reference_log_prob(policy.collate(decisions.rows), views, 1.3)
     assert not reference.requires_grad
     assert torch.equal(reference, before)
-    moved = policy.score(decisions.prompt, views, 1.3).log_prob_BSL
+    moved = policy.score(policy.collate(decisions.rows), views, 1.3).log_prob_BSL
     assert (moved - before).abs().max() > 1e-2, "asking for the reference leaves the policy as it was"
     assert set(policy.state_dict()) == names, "it is no part of the policy"
 
@@ -334,9 +338,9 @@ def test_asking_for_the_reference_leaves_the_gradient_as_it_is():
     gradients = []
     for asked in (False, True):
         policy.zero_grad()
-        loss = policy.score(decisions.prompt, views).log_prob_BSL.sum()
+        loss = policy.score(policy.collate(decisions.rows), views).log_prob_BSL.sum()
         if asked:
-            policy.reference_log_prob(decisions.prompt, views, 1.0)
+            policy.reference_log_prob(policy.collate(decisions.rows), views, 1.0)
         loss.backward()
         gradients.append(policy.backbone.head.weight.grad.clone())
     assert gradients[0].abs().max() > 0 and torch.equal(*gradients)
@@ -366,16 +370,18 @@ def test_a_checkpoint_brings_the_reference_and_the_base_weights_along(init):
     assert all(torch.equal(value, kept[name]) for name, value in resumed.reference.items())
     decisions = first.decide(make_observations(3), [4] * 3, range(3))
     views = Trajectory().views(decisions.path, first.mask_id)
-    want, got = (p.score(decisions.prompt, views).log_prob_BSL for p in (first, resumed))
+    want, got = (p.score(first.collate(decisions.rows), views).log_prob_BSL for p in (first, resumed))
     assert torch.equal(want, got)
-    want, got = (p.reference_log_prob(decisions.prompt, views, 1.0) for p in (first, resumed))
+    want, got = (p.reference_log_prob(first.collate(decisions.rows), views, 1.0) for p in (first, resumed))
     assert torch.equal(want, got)
 
 
 def test_a_policy_without_reference_says_so(policy):
     decisions = policy.decide(make_observations(1), [1], [0])
     with pytest.raises(UserError, match="call keep_reference"):
-        policy.reference_log_prob(decisions.prompt, Trajectory().views(decisions.path, policy.mask_id), 1.0)
+        policy.reference_log_prob(
+            policy.collate(decisions.rows), Trajectory().views(decisions.path, policy.mask_id), 1.0
+        )
 
 
 # -- what is given beside a saved policy -------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_rollouts_and_updates_agree_in_bfloat16(precision, tiny_policy, tmp_path
     trainer = fit(module, [[]], tmp_path, data=data, precision=precision)
     assert float(trainer.callback_metrics["train/first_max_abs_log_ratio"]) < 0.05
     batch = collected[0]
-    for name in ("old_log_prob_BSL", "advantages_B", "returns_B", "old_values_B"):
+    for name in ("old_log_prob_NSL", "advantages_N", "returns_N", "old_values_N"):
         assert getattr(batch, name).dtype == torch.float32, name
     weights = {value.dtype for value in tiny_policy.backbone.parameters()}
     assert weights == {torch.bfloat16 if precision == "bf16-true" else torch.float32}

@@ -154,7 +154,7 @@ def test_nan_stops_an_iteration_and_fails_parity(tiny_policy, tmp_path):
     fit(DVLAModule(tiny_policy, TrajectoryPPO(target_kl=10.0), adam), [bad], tmp_path, callbacks=[looking])
     assert looking.seen == [False, True, True]
     first = poisoned(minibatches[0], "old_log_prob_BSL")
-    first.is_first = True
+    first.version_B[:] = tiny_policy.version
     with pytest.raises(UserError, match="scores its own rollouts differently"):
         TrajectoryPPO()(tiny_policy, first)
 

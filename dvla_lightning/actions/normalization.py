@@ -32,7 +32,7 @@ class Normalizer(StatisticsModule):
     and comes back as its constant.
 
     Args:
-        dim: size of the last dimension D.
+        dim: size of the last dimension D; 0 where there is nothing to normalise.
         mode: "min_max" uses the smallest and largest value seen; "quantile" uses the 1 % and 99 % quantiles, so that
             outliers do not waste the range; both clip what lies beyond. "identity" changes nothing and clips nothing,
             for data that is in [-1, 1] already.
@@ -42,7 +42,7 @@ class Normalizer(StatisticsModule):
         high: (D,) float32, what maps to +1.
 
     Raises:
-        UserError: for a mode that does not exist or dim < 1.
+        UserError: for a mode that does not exist or dim < 0.
     """
 
     low: Tensor
@@ -52,8 +52,8 @@ class Normalizer(StatisticsModule):
         super().__init__()
         if mode not in get_args(NormalizationMode):
             raise UserError(f"unknown normalisation {mode!r}: choose {', '.join(get_args(NormalizationMode))}")
-        if dim < 1:
-            raise UserError(f"Normalizer needs dim >= 1, got {dim}")
+        if dim < 0:
+            raise UserError(f"Normalizer needs dim >= 0, got {dim}")
         self.dim = dim
         self.mode = mode
         bound = 1.0 if mode == "identity" else float("nan")

@@ -6,12 +6,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from dvla_lightning.envs.base import Observation
 
+PromptRow = dict[str, Tensor]
+"""One observation as a backbone reads it: named tensors on the CPU without a batch dimension."""
+
 Prompt = dict[str, Tensor]
-"""The observations as a backbone reads them: named tensors whose first dimension is the batch."""
+"""Several rows, collated: named tensors whose first dimension is the batch."""
+
+
+class Processor(ABC):
+    """Turns observations into prompt rows. It holds no weights and can be pickled, so that data loaders can use it.
+
+    Attributes:
+        proprioception_dim: size of the proprioception vector it reads; 0 reads none.
+    """
+
+    proprioception_dim: int
+
+    @abstractmethod
+    def check(self, observation: Observation) -> None:
+        """Raises `UserError` if an observation does not fit the network (cameras, image size, proprioception)."""
+
+    @abstractmethod
+    def row(self, observation: Observation, proprioception_D: Tensor) -> PromptRow:
+        """Builds the row of one observation that `check` accepts (images stay uint8).
+
+        Args:
+            observation: what the simulator shows.
+            proprioception_D: float32, normalised.
+        """
+
+    def collate(self, rows: Sequence[PromptRow]) -> Prompt:
+        """Joins rows to a prompt on the CPU; a processor whose rows differ in length pads them and makes the mask."""
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Context(Protocol):
@@ -31,22 +62,26 @@ class Backbone(nn.Module, ABC):
         vocab_size: V, number of action tokens; the id V is MASK.
         num_positions: L, number of action-token positions.
         hidden_dim: width D of the hidden states handed to the value head.
-        proprioception_dim: size of the proprioception vector it reads.
+        processor: makes its prompt rows.
     """
 
     attention: Literal["prefix", "full"]
     vocab_size: int
     num_positions: int
     hidden_dim: int
-    proprioception_dim: int
+    processor: Processor
 
-    @abstractmethod
-    def prompt(self, observations: Sequence[Observation]) -> Prompt:
-        """Turns observations into one batch of prompt tensors on the CPU (images stay uint8).
+    @property
+    def proprioception_dim(self) -> int:
+        """Size of the proprioception vector it reads; 0 reads none."""
+        return self.processor.proprioception_dim
 
-        Raises:
-            UserError: if an observation does not fit the network (cameras, image size, proprioception).
+    def prepare(self, rows: Sequence[PromptRow]) -> list[PromptRow]:
+        """Runs frozen encoders once per frame: rows whose pixels have become image ids, say. By default unchanged.
+
+        Decisions keep the prepared rows, so that the passes of an update do not encode their pictures again.
         """
+        return list(rows)
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> Context:
@@ -63,6 +98,14 @@ class Backbone(nn.Module, ABC):
         Returns:
             logits_BSLV and hidden_BSLD (the states the logits were read from).
         """
+
+    def score_views(self, prompt: Prompt, noisy_BSL: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as `denoise(encode(prompt), noisy_BSL)`, with gradients.
+
+        A backbone that recomputes its activations overrides this with one packed pass: between two passes every layer's
+        prompt keys and values would stay in memory.
+        """
+        return self.denoise(self.encode(prompt), noisy_BSL)
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dvla_lightning.backbones.attention import attend_to_prompt_and_view
-from dvla_lightning.backbones.base import Backbone, Prompt
+from dvla_lightning.backbones.base import Backbone, Processor, Prompt, PromptRow
 from dvla_lightning.backbones.vision import MAX_TEXT_IDS, ImageEncoder, InstructionEncoder, hashed_text_ids
 from dvla_lightning.envs.base import Observation
 from dvla_lightning.errors import UserError
@@ -51,6 +51,53 @@ class Layer(nn.Module):
         """Residual update of (B, ..., D) from attended (B, H, ..., d)."""
         x = x + self.attention_out(attended.movedim(1, -2).flatten(-2))
         return x + self.mlp(self.mlp_norm(x))
+
+
+class MiniProcessor(Processor):
+    """Pixels of the cameras, hashed words of the instruction, proprioception; arguments as in `MiniBackbone`."""
+
+    def __init__(
+        self, cameras: Sequence[str], image_size: int, proprioception_dim: int, text_buckets: int, text_length: int
+    ) -> None:
+        self.cameras, self.image_size, self.proprioception_dim = list(cameras), image_size, proprioception_dim
+        self.text_buckets, self.text_length = text_buckets, text_length
+
+    def check(self, observation: Observation) -> None:
+        for part in ("images", "proprioception", "instruction"):
+            if part not in observation:
+                raise UserError(f"the policy reads {part}, which the observation does not have")
+        if not isinstance(observation["instruction"], str):
+            raise UserError(f"the policy reads an instruction as text, got {type(observation['instruction']).__name__}")
+        missing = [camera for camera in self.cameras if camera not in observation["images"]]
+        if missing:
+            raise UserError(
+                f"the policy reads camera {missing[0]!r}, the environment has {sorted(observation['images'])}: "
+                "use the environment options the policy was trained with"
+            )
+        for camera in self.cameras:
+            shape, dtype = observation["images"][camera].shape, observation["images"][camera].dtype
+            if dtype != np.uint8:
+                raise UserError(f"the policy reads images of uint8 in 0..255, camera {camera!r} gives {dtype}")
+            if shape != (self.image_size, self.image_size, 3):
+                raise UserError(
+                    f"the policy reads {self.image_size} x {self.image_size} RGB images, the environment gives shape "
+                    f"{tuple(shape)}: set image_size: {self.image_size} on the environment"
+                )
+        found = np.shape(observation["proprioception"])
+        if found != (self.proprioception_dim,):
+            raise UserError(
+                f"the policy reads {self.proprioception_dim} proprioception numbers, the environment gives "
+                f"{found[0] if len(found) == 1 else f'shape {found}'}"
+            )
+
+    def row(self, observation: Observation, proprioception_D: Tensor) -> PromptRow:
+        pixels = np.stack([observation["images"][camera] for camera in self.cameras])
+        text_ids = hashed_text_ids(observation["instruction"], self.text_buckets, self.text_length)
+        return {
+            "pixels": torch.from_numpy(pixels),  # (cameras, H, W, 3) uint8
+            "text_ids": torch.tensor(text_ids),
+            "proprioception": proprioception_D,
+        }
 
 
 class MiniBackbone(Backbone):
@@ -109,13 +156,13 @@ class MiniBackbone(Backbone):
                 f"MiniBackbone: text_buckets must be at least 2 and text_length at least 1, got {text_buckets} and "
                 f"{text_length}"
             )
-        self.cameras = list(cameras)
-        self.text_length = text_length
-        self.image_size, self.proprioception_dim, self.text_buckets = image_size, proprioception_dim, text_buckets
+        self.processor: MiniProcessor = MiniProcessor(
+            cameras, image_size, proprioception_dim, text_buckets, text_length
+        )
         self.num_positions, self.vocab_size, self.hidden_dim = num_positions, vocab_size, dim
         self.num_layers, self.num_heads, self.channels = num_layers, num_heads, channels
         self.instruction_encoder = InstructionEncoder(text_buckets, dim)
-        self.image_encoders = nn.ModuleList(ImageEncoder(image_size, channels, dim) for _ in self.cameras)
+        self.image_encoders = nn.ModuleList(ImageEncoder(image_size, channels, dim) for _ in cameras)
         self.proprioception_token = nn.Sequential(nn.Linear(proprioception_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.action_embedding = nn.Embedding(vocab_size + 1, dim)  # the last row is MASK
         self.action_position = nn.Parameter(torch.randn(num_positions, dim) * 0.02)
@@ -125,49 +172,8 @@ class MiniBackbone(Backbone):
 
     @property
     def init_args(self) -> dict[str, Any]:
-        names = ("cameras", "image_size", "proprioception_dim", "num_positions", "vocab_size", "num_layers")
-        args = {name: getattr(self, name) for name in (*names, "num_heads", "channels", "text_buckets", "text_length")}
-        return {**args, "dim": self.hidden_dim}
-
-    def prompt(self, observations: Sequence[Observation]) -> Prompt:
-        for observation in observations:
-            self._check(observation)
-        pixels = np.stack([[obs["images"][camera] for camera in self.cameras] for obs in observations])
-        text = [hashed_text_ids(obs["instruction"], self.text_buckets, self.text_length) for obs in observations]
-        proprioception = np.stack([obs["proprioception"] for obs in observations])
-        return {
-            "pixels": torch.from_numpy(pixels),  # (B, cameras, H, W, 3) uint8
-            "text_ids": torch.tensor(text),
-            "proprioception": torch.from_numpy(proprioception).float(),
-        }
-
-    def _check(self, observation: Observation) -> None:
-        for part in ("images", "proprioception", "instruction"):
-            if part not in observation:
-                raise UserError(f"the policy reads {part}, which the observation does not have")
-        if not isinstance(observation["instruction"], str):
-            raise UserError(f"the policy reads an instruction as text, got {type(observation['instruction']).__name__}")
-        missing = [camera for camera in self.cameras if camera not in observation["images"]]
-        if missing:
-            raise UserError(
-                f"the policy reads camera {missing[0]!r}, the environment has {sorted(observation['images'])}: "
-                "use the environment options the policy was trained with"
-            )
-        for camera in self.cameras:
-            shape, dtype = observation["images"][camera].shape, observation["images"][camera].dtype
-            if dtype != np.uint8:
-                raise UserError(f"the policy reads images of uint8 in 0..255, camera {camera!r} gives {dtype}")
-            if shape != (self.image_size, self.image_size, 3):
-                raise UserError(
-                    f"the policy reads {self.image_size} x {self.image_size} RGB images, the environment gives shape "
-                    f"{tuple(shape)}: set image_size: {self.image_size} on the environment"
-                )
-        found = np.shape(observation["proprioception"])
-        if found != (self.proprioception_dim,):
-            raise UserError(
-                f"the policy reads {self.proprioception_dim} proprioception numbers, the environment gives "
-                f"{found[0] if len(found) == 1 else f'shape {found}'}"
-            )
+        names = ("num_positions", "vocab_size", "num_layers", "num_heads", "channels")
+        return {**vars(self.processor), **{name: getattr(self, name) for name in names}, "dim": self.hidden_dim}
 
     def encode(self, prompt: Prompt) -> PromptCache:
         condition_BD = self.instruction_encoder(prompt["text_ids"])

@@ -1,4 +1,4 @@
-"""Episodes -> one batch of decisions with advantages."""
+"""Episodes -> the decisions of an iteration with their advantages. Pure: no policy and no objective is asked."""
 
 from __future__ import annotations
 
@@ -8,35 +8,27 @@ import torch
 from torch import Tensor
 
 from dvla_lightning.data.groups import AdvantageName, group_numbers, group_returns
+from dvla_lightning.decisions import Decision
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.ranks import gather_or_raise
-from dvla_lightning.objectives.base import Objective
 from dvla_lightning.objectives.finite import not_finite_place
-from dvla_lightning.objectives.rollout_batch import RolloutBatch
-from dvla_lightning.objectives.trajectory_ppo import TrajectoryPPO
-from dvla_lightning.policy import Decisions, DVLAPolicy
+from dvla_lightning.objectives.rollout_batch import Rollouts
 from dvla_lightning.rl.advantages import discounted_returns, gae, grpo, rloo
-from dvla_lightning.rollout.collector import DecisionRef
 from dvla_lightning.rollout.episode import Episode
 
 
 def assemble(
-    policy: DVLAPolicy,
-    objective: Objective,
     episodes: Sequence[Episode],
     gamma: float,
     gae_lambda: float,
     advantage: AdvantageName = "gae",
     bootstrap_truncated: bool = True,
-    rows_at_once: int | None = None,
-) -> RolloutBatch:
+) -> Rollouts:
     """Lays the decisions of all episodes in one row, time order inside an episode, and computes their advantages.
 
     Args:
-        policy: estimates the value of the last observation of truncated episodes.
-        objective: knows how old log-probabilities are scored.
-        episodes: finished ones, at least one without an error; those with an error are left out.
+        episodes: finished ones with their decisions, at least one without an error; those with an error are left out.
         gamma: discount per decision.
         gae_lambda: of GAE.
         advantage: "gae" uses the value head; "grpo" and "rloo" compare the undiscounted returns of episodes that
@@ -44,41 +36,38 @@ def assemble(
             return from each decision on. The value head learns that discounted return then.
         bootstrap_truncated: with "gae", whether the value of the last observation follows a truncated episode, or 0,
             as the other advantages have it.
-        rows_at_once: decisions scored in one pass where the objective has to score them again; None is all.
 
     Returns:
-        One batch; its advantages are not normalised yet.
+        The decisions; their advantages are not normalised yet, and their old log-probabilities are the sampler's.
 
     Raises:
-        UserError: if the objective is not one for rollouts.
+        ValueError: if the value that follows a truncated episode is wanted and was not estimated.
     """
-    if not isinstance(objective, TrajectoryPPO):
-        raise UserError(f"RolloutDataModule trains with TrajectoryPPO, not with {type(objective).__name__}")
     episodes = [episode for episode in episodes if episode.error is None and episode.decisions]
-    decisions = _gather_decisions([ref for episode in episodes for ref in episode.decisions])
-    advantages_B, returns_B = _advantages(
-        policy, episodes, decisions.values_B, gamma, gae_lambda, advantage, bootstrap_truncated
-    )
-    return RolloutBatch(
-        decisions.prompt,
-        decisions.path,
-        objective.behaviour_log_prob(policy, decisions.prompt, decisions.path, rows_at_once),
-        advantages_B,
-        returns_B,
-        decisions.values_B,
-        weight=torch.ones(()),
+    decisions: list[Decision] = [decision for episode in episodes for decision in episode.decisions]
+    values_N = torch.tensor([decision.value for decision in decisions])
+    advantages_N, returns_N = _advantages(episodes, values_N, gamma, gae_lambda, advantage, bootstrap_truncated)
+    path = DenoisingPath.cat([decision.path for decision in decisions])
+    return Rollouts(
+        [decision.prompt for decision in decisions],
+        path,
+        path.log_prob_BL[:, None],
+        advantages_N,
+        returns_N,
+        values_N,
+        torch.tensor([decision.version for decision in decisions]),
     )
 
 
-def check_finite(batch: RolloutBatch) -> None:
+def check_finite(rollouts: Rollouts) -> None:
     """Looks at what the loss is made of, in the order in which one comes of the other; every rank must call it.
 
     Raises:
         UserError: on all ranks, if a number of one of them is not finite. The statistics that normalise advantages
             would carry it into every other decision.
     """
-    names = ("old_values_B", "old_log_prob_BSL", "returns_B", "advantages_B")
-    fault = not_finite_place({name: getattr(batch, name) for name in names})
+    names = ("old_values_N", "old_log_prob_NSL", "returns_N", "advantages_N")
+    fault = not_finite_place({name: getattr(rollouts, name) for name in names})
     error = UserError(
         f"nothing can be learned from this collection: {fault}; look at the rewards and at the last losses"
     )
@@ -86,61 +75,39 @@ def check_finite(batch: RolloutBatch) -> None:
 
 
 def _advantages(
-    policy: DVLAPolicy,
     episodes: Sequence[Episode],
-    values_B: Tensor,
+    values_N: Tensor,
     gamma: float,
     gae_lambda: float,
     advantage: AdvantageName,
     bootstrap_truncated: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(B,) advantages and (B,) returns that the value head learns; arguments as in `assemble`."""
-    device = values_B.device
+    """(N,) advantages and (N,) returns that the value head learns; arguments as in `assemble`."""
     transitions = [transition for episode in episodes for transition in episode.transitions[1:]]
-    rewards_B = torch.tensor([transition.reward for transition in transitions], device=device)
-    done_B = torch.tensor([transition.done for transition in transitions], device=device)
+    rewards_N = torch.tensor([transition.reward for transition in transitions])
+    done_N = torch.tensor([transition.done for transition in transitions])
     if advantage == "gae":
-        terminated_B = done_B
+        terminated_N = done_N
         if bootstrap_truncated:
-            terminated_B = torch.tensor([transition.terminated for transition in transitions], device=device)
-        next_values_B = _next_values(policy, episodes, values_B, terminated_B, done_B)
-        return gae(rewards_B, values_B, next_values_B, terminated_B, done_B, gamma, gae_lambda)
-    returns_B = discounted_returns(rewards_B, done_B, gamma)
+            terminated_N = torch.tensor([transition.terminated for transition in transitions])
+        next_values_N = _next_values(episodes, values_N, terminated_N, done_N)
+        return gae(rewards_N, values_N, next_values_N, terminated_N, done_N, gamma, gae_lambda)
+    returns_N = discounted_returns(rewards_N, done_N, gamma)
     if advantage == "reinforce++":
-        return returns_B, returns_B
+        return returns_N, returns_N
     compare = {"grpo": grpo, "rloo": rloo}[advantage]
-    lengths_E = torch.tensor([episode.num_decisions for episode in episodes], device=device)
-    advantages_E = compare(group_returns(episodes), group_numbers(episodes)).float().to(device)
-    return advantages_E.repeat_interleave(lengths_E), returns_B
+    lengths_E = torch.tensor([episode.num_decisions for episode in episodes])
+    advantages_E = compare(group_returns(episodes), group_numbers(episodes)).float()
+    return advantages_E.repeat_interleave(lengths_E), returns_N
 
 
-def _gather_decisions(refs: Sequence[DecisionRef]) -> Decisions:
-    """The referenced rows, in order, from the batches in which they were decided."""
-    batches = list({id(ref.batch): ref.batch for ref in refs}.values())
-    start, offset = 0, {}
-    for batch in batches:
-        offset[id(batch)] = start
-        start += len(batch.path)
-    rows = torch.tensor([offset[id(ref.batch)] + ref.row for ref in refs], device=batches[0].values_B.device)
-    prompt = {name: torch.cat([batch.prompt[name] for batch in batches])[rows] for name in batches[0].prompt}
-    path = DenoisingPath.cat([batch.path for batch in batches]).select(rows)
-    return Decisions(
-        torch.cat([batch.actions for batch in batches])[rows],
-        prompt,
-        path,
-        torch.cat([batch.values_B for batch in batches])[rows],
-        torch.cat([batch.outside_B for batch in batches])[rows.cpu()],
-    )
-
-
-def _next_values(
-    policy: DVLAPolicy, episodes: Sequence[Episode], values_B: Tensor, terminated_B: Tensor, done_B: Tensor
-) -> Tensor:
+def _next_values(episodes: Sequence[Episode], values_N: Tensor, terminated_N: Tensor, done_N: Tensor) -> Tensor:
     """Value of what followed each decision; 0 after termination, the last observation's value after truncation."""
-    next_values_B = torch.cat([values_B[1:], values_B.new_zeros(1)]).masked_fill(done_B, 0.0)
-    ends = done_B.nonzero()[:, 0]
-    truncated = [n for n, is_terminated in enumerate(terminated_B[ends].tolist()) if not is_terminated]
-    if truncated:
-        last = [episodes[n].transitions[-1].observation for n in truncated]
-        next_values_B[ends[truncated]] = policy.estimate_values(last)
-    return next_values_B
+    next_values_N = torch.cat([values_N[1:], values_N.new_zeros(1)]).masked_fill(done_N, 0.0)
+    for episode, end in zip(episodes, done_N.nonzero()[:, 0].tolist(), strict=True):
+        if not terminated_N[end]:
+            value = episode.decisions[-1].next_value
+            if value is None:
+                raise ValueError("episodes were collected without bootstrap: the value after truncation is not known")
+            next_values_N[end] = value
+    return next_values_N

@@ -39,8 +39,8 @@ def clipping_metrics(episodes: Sequence[Episode], gather: Gather) -> dict[str, f
         episodes: of this rank; those with an error do not count.
         gather: collects from all ranks.
     """
-    refs = [ref for episode in episodes if episode.error is None for ref in episode.decisions]
-    sums = torch.tensor([sum(float(ref.batch.outside_B[ref.row]) for ref in refs), float(len(refs))])
+    decisions = [decision for episode in episodes if episode.error is None for decision in episode.decisions]
+    sums = torch.tensor([sum(decision.outside for decision in decisions), float(len(decisions))])
     total, count = gather(sums).sum(0).tolist()
     return {"rollout/proprioception_outside": total / max(1.0, count)}
 

@@ -70,6 +70,8 @@ class DemonstrationDataModule(EvaluationDataModule):
         seed: of shuffling and masking; the command line sets it from seed_everything.
     """
 
+    batch_type = DemonstrationBatch
+
     def __init__(
         self,
         path: str,
@@ -134,7 +136,7 @@ class DemonstrationDataModule(EvaluationDataModule):
         policy: DVLAPolicy = self.trainer.lightning_module.policy
         self._check_same("action_dim", header["action_dim"], policy.action_dim, "the policy")
         try:
-            policy.backbone.prompt([demonstrations[0].observation(0)])
+            policy.processor.check(demonstrations[0].observation(0))
         except UserError as error:
             raise UserError(f"{self.path} does not fit the policy: {error}") from error
         if self.collector is not None:

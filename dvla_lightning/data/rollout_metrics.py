@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dvla_lightning.diffusion.path import DenoisingPath
-from dvla_lightning.objectives.rollout_batch import RolloutBatch
+from dvla_lightning.objectives.rollout_batch import Rollouts
 from dvla_lightning.rl.advantages import normalize
 from dvla_lightning.rollout.collector import CollectionTimes
 from dvla_lightning.rollout.episode import Episode
@@ -25,24 +25,24 @@ class Moments:
         self.variance = max(0.0, squares / n - self.mean**2)
 
 
-def normalize_advantages(batch: RolloutBatch, gather: Gather, in_place: bool = True) -> dict[str, float]:
+def normalize_advantages(rollouts: Rollouts, gather: Gather, in_place: bool = True) -> dict[str, float]:
     """Normalises the advantages with the statistics of all ranks.
 
     Args:
-        batch: of this rank.
+        rollouts: of this rank.
         gather: collects from all ranks.
         in_place: False leaves the advantages as they are and only measures.
 
     Returns:
         Metrics of advantages and value estimates.
     """
-    columns = [batch.advantages_B, batch.returns_B, batch.returns_B - batch.old_values_B]
-    columns = [x.cpu().double() for x in columns]  # variances from sums of squares need the digits
-    sums = [float(len(batch)), *(float(part) for x in columns for part in (x.sum(), (x * x).sum()))]
+    columns = [rollouts.advantages_N, rollouts.returns_N, rollouts.returns_N - rollouts.old_values_N]
+    columns = [x.double() for x in columns]  # variances from sums of squares need the digits
+    sums = [float(len(rollouts)), *(float(part) for x in columns for part in (x.sum(), (x * x).sum()))]
     n, *moments = gather(torch.tensor(sums, dtype=torch.float64)).sum(0).tolist()
     advantage, returns, residual = (Moments(n, *moments[i : i + 2]) for i in (0, 2, 4))
     if in_place:
-        batch.advantages_B = normalize(batch.advantages_B, advantage.mean, advantage.variance**0.5)
+        rollouts.advantages_N = normalize(rollouts.advantages_N, advantage.mean, advantage.variance**0.5)
     explained = 1 - residual.variance / returns.variance if returns.variance > 1e-12 else 0.0
     return {
         "rollout/value_mean": returns.mean - residual.mean,
@@ -99,10 +99,10 @@ def episode_metrics(
 
 
 def mean_commit_order(path: DenoisingPath) -> dict[int, Tensor]:
-    """K -> (L,) float32 on the CPU: mean place of each position in the order of commits, 0 = first, 1 = last."""
+    """K -> (L,) float32: mean place of each position in the order of commits, 0 = first, 1 = last."""
     last = max(1, path.commit_order_BL.shape[1] - 1)
-    order_BL = path.commit_order_BL.float().cpu() / last
-    steps_B = path.num_steps_B.cpu()
+    order_BL = path.commit_order_BL.float() / last
+    steps_B = path.num_steps_B
     return {int(steps): order_BL[steps_B == steps].mean(0) for steps in steps_B.unique()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,15 +13,17 @@ from dvla_lightning.data.assembly import assemble, check_finite
 from dvla_lightning.data.clipping import clipping_metrics
 from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
 from dvla_lightning.data.groups import AdvantageName, EpisodeGroups
-from dvla_lightning.data.iteration_stream import IterationStream
+from dvla_lightning.data.minibatches import IterationStream, minibatches
 from dvla_lightning.data.rescheduling import Rescheduling, measurement_metrics
 from dvla_lightning.data.rollout_metrics import episode_metrics, mean_commit_order, normalize_advantages, time_metrics
+from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.specs import training_specs
-from dvla_lightning.objectives.rollout_batch import RolloutBatch
+from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import CollectionTimes, Collector
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
+from dvla_lightning.wiring import gather, learner_of
 
 
 class RolloutDataModule(EvaluationDataModule):
@@ -64,6 +67,7 @@ class RolloutDataModule(EvaluationDataModule):
     """
 
     epoch_name = "iteration"
+    batch_type = RolloutBatch
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ class RolloutDataModule(EvaluationDataModule):
 
     def train_dataloader(self) -> IterationStream:
         """The stream of minibatches; deliberately not a DataLoader and without a length."""
-        return IterationStream(self)
+        return IterationStream(self._run_iteration)
 
     def prepare_steps(self, policy: DVLAPolicy) -> None:
         super().prepare_steps(policy)
@@ -139,43 +143,49 @@ class RolloutDataModule(EvaluationDataModule):
     def training_remark(self) -> str | None:
         return self.collector.environment.identity().get("training_remark")
 
-    def collect(self, iteration: int) -> RolloutBatch:
+    def _run_iteration(self) -> Iterator[RolloutBatch]:
+        """One RL iteration: collects, then yields minibatches until the learner wants no more."""
+        trainer, learner = self.trainer, learner_of(self)
+        # Not current_epoch: that is one too low in the first collection after a resume.
+        iteration = trainer.fit_loop.epoch_progress.current.processed
+        seed_epoch(self.seed, iteration, trainer.global_rank)
+        learner.begin_iteration(iteration)
+        rollouts = self.collect(iteration)
+        sizes = [int(size) for size in gather(self, torch.tensor([float(len(rollouts))]))[:, 0]]
+        order = (sizes, trainer.global_rank, self.minibatch_size, self.ppo_epochs, self.seed, iteration)
+        for minibatch in minibatches(rollouts, learner.policy.collate, *order):
+            if learner.stop_iteration:
+                return
+            yield minibatch
+
+    def collect(self, iteration: int) -> Rollouts:
         """Runs this rank's training episodes of an iteration and computes their advantages.
 
         Returns:
-            All decisions of this rank, on the policy's device; advantages are normalised over all ranks.
+            All decisions of this rank; advantages are normalised over all ranks.
 
         Raises:
             UserError: if a rank could run no episode, or what it collected holds numbers that are not finite.
         """
-        module, trainer = self.trainer.lightning_module, self.trainer
-        policy: DVLAPolicy = module.policy
+        learner = learner_of(self)
         # The same autocast as in training_step: other dtypes would give other log-probabilities.
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            cost = self._measure_if_due(policy, iteration)
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            cost = self._measure_if_due(learner.policy, iteration)
             start = time.perf_counter()
-            ran, chosen, times = self._collect_episodes(policy, iteration)
+            ran, chosen, times = self._collect_episodes(learner.policy, iteration)
             self.groups.check_trainable(ran, chosen, self.gather)
-            batch = assemble(
-                policy,
-                module.objective,
-                chosen,
-                self.gamma,
-                self.gae_lambda,
-                self.advantage,
-                self.bootstrap_truncated,
-                rows_at_once=self.minibatch_size,
-            )
-        check_finite(batch)
+            rollouts = assemble(chosen, self.gamma, self.gae_lambda, self.advantage, self.bootstrap_truncated)
+            learner.objective.prepare_batch(learner.policy, rollouts, self.minibatch_size)
+        check_finite(rollouts)
         self.rollout_metrics = {
-            **normalize_advantages(batch, self.gather, in_place=self.advantage in ("gae", "reinforce++")),
+            **normalize_advantages(rollouts, self.gather, in_place=self.advantage in ("gae", "reinforce++")),
             **episode_metrics(ran, self.steps, time.perf_counter() - start, self.gather),
             **time_metrics(times, self.collector.num_workers),
             **clipping_metrics(ran, self.gather),
             **cost,
         }
-        self.commit_order = mean_commit_order(batch.path)
-        return batch
+        self.commit_order = mean_commit_order(rollouts.path)
+        return rollouts
 
     def _measure_if_due(self, policy: DVLAPolicy, iteration: int) -> dict[str, float]:
         """Replaces the step schedule where this iteration begins with a measurement; returns its metrics."""
@@ -199,7 +209,8 @@ class RolloutDataModule(EvaluationDataModule):
         def run(refill: int, count: int) -> list[Episode]:
             specs = self._own_specs(num_episodes, iteration, refill)[:count]
             title = f"rollout {iteration}" + (f", refill {refill}" if refill else "")
-            episodes = self.collector.run(policy, specs, title, self.stop_on_sigterm)
+            bootstrap = self.advantage == "gae" and self.bootstrap_truncated
+            episodes = self.collector.run(policy, specs, title, self.stop_on_sigterm, bootstrap=bootstrap)
             times.append(self.collector.times)
             return episodes
 
@@ -227,5 +238,4 @@ class RolloutDataModule(EvaluationDataModule):
 
     def gather(self, values: Tensor) -> Tensor:
         """(world_size, len(values)): the values of every rank, on the CPU."""
-        module = self.trainer.lightning_module
-        return module.all_gather(values.to(module.device)).reshape(-1, len(values)).cpu()
+        return gather(self, values)

@@ -47,6 +47,15 @@ class DenoisingPath:
         """The same paths on another device."""
         return self._map(lambda x: x.to(device))
 
+    def unbind(self) -> list[DenoisingPath]:
+        """The paths one by one; they share this one's memory."""
+        columns = {name: getattr(self, name).split(1) for name in _PER_ROW}
+        states = [None] * len(self) if self.states_BKL is None else self.states_BKL.split(1)
+        return [
+            DenoisingPath(**{name: column[row] for name, column in columns.items()}, states_BKL=states[row])
+            for row in range(len(self))
+        ]
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> DenoisingPath:
         states_BKL = None if self.states_BKL is None else function(self.states_BKL)
         return DenoisingPath(**{name: function(getattr(self, name)) for name in _PER_ROW}, states_BKL=states_BKL)

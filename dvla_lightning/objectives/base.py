@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
+from dvla_lightning.objectives.rollout_batch import Rollouts
 from dvla_lightning.policy import DVLAPolicy
 
 
@@ -34,7 +35,13 @@ class LossOutput:
 
 
 class Objective(ABC):
-    """Turns a batch into a loss."""
+    """Turns a batch into a loss.
+
+    Attributes:
+        batch_type: of the batches; a data module that yields others does not fit.
+    """
+
+    batch_type: type
 
     @property
     def needs_reference(self) -> bool:
@@ -50,6 +57,15 @@ class Objective(ABC):
 
     def begin_iteration(self, iteration: int) -> None:  # noqa: B027
         """Called before the first minibatch of a training epoch; `iteration` counts from 0 and survives a resume."""
+
+    def prepare_batch(self, policy: DVLAPolicy, rollouts: Rollouts, rows_at_once: int | None = None) -> None:  # noqa: B027
+        """Called once with what an RL iteration collected: adds what only this objective wants to know of it.
+
+        Args:
+            policy: as it was in the collection.
+            rollouts: changed in place.
+            rows_at_once: decisions in one pass of the network, at most; None is all of one K.
+        """
 
     def held_parameters(self, policy: DVLAPolicy) -> Iterable[Parameter]:
         """Parameters that the present iteration leaves as they are, whatever their gradient says."""

@@ -1,14 +1,57 @@
-"""The minibatches of RL."""
+"""What an RL iteration collected, and its minibatches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dvla_lightning.backbones.base import Prompt
+from dvla_lightning.backbones.base import Prompt, PromptRow
 from dvla_lightning.diffusion.path import DenoisingPath
+
+
+@dataclass
+class Rollouts:
+    """N decisions of one iteration, on the CPU.
+
+    Attributes:
+        rows: what the policy saw, N prompt rows.
+        path: how it decoded its chunks.
+        old_log_prob_NSL: float32, log-probability of each token under the behaviour policy, as the objective scores
+            it; S is 1 for estimators that score every position once, else their number of views.
+        advantages_N: float32.
+        returns_N: float32, targets of the value head.
+        old_values_N: float32, its estimates at collection.
+        version_N: int64, of the policy that decided.
+    """
+
+    rows: Sequence[PromptRow]
+    path: DenoisingPath
+    old_log_prob_NSL: Tensor
+    advantages_N: Tensor
+    returns_N: Tensor
+    old_values_N: Tensor
+    version_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(
+        self, rows: Tensor, collate: Callable[[Sequence[PromptRow]], Prompt], weight: float = 1.0
+    ) -> RolloutBatch:
+        """A minibatch of some of the decisions, on the CPU but for the prompt, which is where `collate` puts it."""
+        return RolloutBatch(
+            collate([self.rows[row] for row in rows.tolist()]),
+            self.path.select(rows),
+            self.old_log_prob_NSL[rows],
+            self.advantages_N[rows],
+            self.returns_N[rows],
+            self.old_values_N[rows],
+            self.version_N[rows],
+            torch.tensor(weight),
+        )
 
 
 @dataclass
@@ -18,13 +61,12 @@ class RolloutBatch:
     Attributes:
         prompt: what the policy saw.
         path: how it decoded its chunk.
-        old_log_prob_BSL: float32, log-probability of each token under the behaviour policy, as the objective scores
-            it; S is 1 for estimators that score every position once, else their number of views.
+        old_log_prob_BSL: see `Rollouts`, as all up to `version_B`.
         advantages_B: float32.
-        returns_B: float32, targets of the value head.
-        old_values_B: float32, its estimates at collection.
+        returns_B: float32.
+        old_values_B: float32.
+        version_B: int64.
         weight: float32 scalar, this rank's share of the minibatch over all ranks times their number; 1 on one rank.
-        is_first: whether this is the first minibatch after collection (nothing has been updated yet).
     """
 
     prompt: Prompt
@@ -33,13 +75,13 @@ class RolloutBatch:
     advantages_B: Tensor
     returns_B: Tensor
     old_values_B: Tensor
+    version_B: Tensor
     weight: Tensor
-    is_first: bool = False
 
     def __len__(self) -> int:
         return len(self.path)
 
-    def select(self, rows: Tensor, weight: float | None = None, is_first: bool | None = None) -> RolloutBatch:
+    def select(self, rows: Tensor) -> RolloutBatch:
         """Some of the decisions."""
         return RolloutBatch(
             {name: value[rows] for name, value in self.prompt.items()},
@@ -48,8 +90,8 @@ class RolloutBatch:
             self.advantages_B[rows],
             self.returns_B[rows],
             self.old_values_B[rows],
-            self.weight if weight is None else torch.tensor(weight),
-            self.is_first if is_first is None else is_first,
+            self.version_B[rows],
+            self.weight,
         )
 
 

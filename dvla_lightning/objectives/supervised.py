@@ -44,6 +44,8 @@ class SupervisedObjective(Objective):
         UserError: if num_views < 1.
     """
 
+    batch_type = DemonstrationBatch
+
     def __init__(self, num_views: int = 4, schedule: MaskSchedule = "cosine") -> None:
         if num_views < 1:
             raise UserError(f"SupervisedObjective: num_views must be at least 1, got {num_views}")

@@ -18,7 +18,7 @@ from dvla_lightning.diffusion.views import MaskedViews
 from dvla_lightning.errors import UserError, check_number
 from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.objectives.diagnostics import scored_mean, view_diagnostics
-from dvla_lightning.objectives.rollout_batch import RolloutBatch, rows_by_num_steps
+from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts, rows_by_num_steps
 from dvla_lightning.policy import DVLAPolicy, Scores
 from dvla_lightning.rl.kl import KLKind, kl_estimate
 from dvla_lightning.rl.losses import RatioLevel, aggregate_log_ratio, policy_loss, step_weights, value_loss
@@ -71,13 +71,15 @@ class TrajectoryPPO(Objective):
             KL(reference || policy), and k1 none on average: use it to look, not to regularise.
         target_kl: stop updating on an iteration's data once approx_kl (at the ratio level) exceeds this; the minibatch
             that shows it makes no update either, nor those accumulated with it. null: never.
-        parity_tolerance: largest |log-ratio| allowed in the first minibatch after collection, where it must be 0 up to
+        parity_tolerance: largest |log-ratio| allowed between collection and the first update, where it must be 0 up to
             float error; use 1e-3 in float32 and about 0.1 in bfloat16.
 
     Raises:
         UserError: for values that make no sense; before training for a sampler whose paths cannot be scored; during
             training if the parity check fails.
     """
+
+    batch_type = RolloutBatch
 
     def __init__(
         self,
@@ -169,30 +171,36 @@ class TrajectoryPPO(Objective):
         return [parameter for parameter in policy.parameters() if id(parameter) not in value]
 
     @torch.no_grad()
-    def behaviour_log_prob(
-        self, policy: DVLAPolicy, prompt: Prompt, path: DenoisingPath, rows_at_once: int | None = None
-    ) -> Tensor:
-        """(B, S, L) log-probabilities before the update, as this estimator scores them; S as in `RolloutBatch`.
+    def prepare_batch(self, policy: DVLAPolicy, rollouts: Rollouts, rows_at_once: int | None = None) -> None:
+        """Scores the decisions before the update as this estimator sees them.
 
-        The sampler's own record is what "trajectory" would compute again; everything else has to be scored, in passes
-        of `rows_at_once` decisions (None: all of one K).
+        The sampler's own record is what "trajectory" would compute again; everything else has to be scored.
         """
-        is_recorded = isinstance(self.estimator, Trajectory) and path.states_BKL is None
-        if is_recorded and self.selection_term == "none":
-            return path.log_prob_BL[:, None]
+        if (
+            isinstance(self.estimator, Trajectory)
+            and rollouts.path.states_BKL is None
+            and self.selection_term == "none"
+        ):
+            return
         parts = []
-        buckets = [rows.split(rows_at_once or len(path)) for rows in rows_by_num_steps(path)]
+        buckets = [rows.split(rows_at_once or len(rollouts)) for rows in rows_by_num_steps(rollouts.path)]
         for rows in chain.from_iterable(buckets):
-            scored = self._score(policy, {name: value[rows] for name, value in prompt.items()}, path.select(rows))
-            # not a product: a token that a view does not score may be impossible there, and 0 * -inf is NaN
-            old_BSL = scored.log_prob_BSL.masked_fill(~scored.views.scored_BSL, 0.0)
-            once = self.estimator.scores_once and path.states_BKL is None
-            parts.append((rows, old_BSL.sum(1, keepdim=True) if once else old_BSL))
+            batch = rollouts.batch(rows, policy.collate)
+            parts.append((rows, self._old_log_prob(policy, batch.prompt, batch.path.to(policy.device)).cpu()))
         most = max(part.shape[1] for _, part in parts)
-        joined_BSL = path.log_prob_BL.new_zeros(len(path), most, path.tokens_BL.shape[1])
+        rollouts.old_log_prob_NSL = rollouts.old_log_prob_NSL.new_zeros(
+            len(rollouts), most, rollouts.path.tokens_BL.shape[1]
+        )
         for rows, part in parts:
-            joined_BSL[rows, : part.shape[1]] = part
-        return joined_BSL
+            rollouts.old_log_prob_NSL[rows, : part.shape[1]] = part
+
+    def _old_log_prob(self, policy: DVLAPolicy, prompt: Prompt, path: DenoisingPath) -> Tensor:
+        """(B, S, L) of rows with one K; S as in `Rollouts`."""
+        scored = self._score(policy, prompt, path)
+        # not a product: a token that a view does not score may be impossible there, and 0 * -inf is NaN
+        old_BSL = scored.log_prob_BSL.masked_fill(~scored.views.scored_BSL, 0.0)
+        once = self.estimator.scores_once and path.states_BKL is None
+        return old_BSL.sum(1, keepdim=True) if once else old_BSL
 
     def __call__(self, policy: DVLAPolicy, batch: RolloutBatch) -> LossOutput:
         # Rows with equal K are scored together, so that mixing K in a minibatch costs no padding.
@@ -207,7 +215,8 @@ class TrajectoryPPO(Objective):
         if self.kl_coef:
             loss = loss + self.policy_coef * self.kl_coef * mean["reference_kl"]
         metrics = {name: value.detach() for name, value in mean.items()}
-        if batch.is_first and torch.is_grad_enabled():  # before an update, not when looking at what came of it
+        is_fresh = bool((batch.version_B == policy.version).all())
+        if is_fresh and torch.is_grad_enabled():  # before an update, not when looking at what came of it
             self._check_parity(max_abs_log_ratio)
             metrics["first_max_abs_log_ratio"] = max_abs_log_ratio
         output = LossOutput(loss * batch.weight, metrics)

@@ -12,18 +12,10 @@ from tqdm import tqdm
 
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
-from dvla_lightning.policy import Decisions, DVLAPolicy
+from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 from dvla_lightning.rollout.pool import Actor, Command, WorkerPool
 from dvla_lightning.seeding import derived_seed
-
-
-@dataclass
-class DecisionRef:
-    """One row of a batch of decisions: what the actor notes about a decision."""
-
-    batch: Decisions
-    row: int
 
 
 @dataclass
@@ -95,6 +87,7 @@ class Collector:
         title: str = "rollout",
         before_decision: Callable[[], None] | None = None,
         keep_decisions: bool = True,
+        bootstrap: bool = True,
         on_episode: Callable[[Episode], None] | None = None,
     ) -> list[Episode]:
         """Runs the policy on every spec.
@@ -104,11 +97,12 @@ class Collector:
             specs: what to run; draws depend on each spec's seed alone.
             title: shown on the progress bar.
             before_decision: called before every batch of decisions; it may raise to end the collection.
-            keep_decisions: False where nobody learns from them: they hold prompts on the policy's device.
+            keep_decisions: keep what learning needs of every decision; prompts take memory.
+            bootstrap: of kept decisions, also estimate the value of what followed a truncated episode.
             on_episode: called with each episode as soon as it has ended.
 
         Returns:
-            One episode per spec, in the order of `specs`, whose `decisions` are `DecisionRef`, or None each.
+            One episode per spec, in the order of `specs`, whose `decisions` are `Decision`, or None each.
 
         Raises:
             UserError: if K is not in 1..L, or the simulator cannot be used.
@@ -125,7 +119,26 @@ class Collector:
             self.times.policy += time.perf_counter() - start
             return commands
 
-        return self._in_order(specs, decide, False, title, on_episode)
+        episodes = self._in_order(specs, decide, False, title, on_episode)
+        if keep_decisions and bootstrap:
+            ended = [episode for episode in episodes if episode.error is None]
+            truncated = [episode for episode in ended if not episode.transitions[-1].terminated]
+            self._value_last(policy, truncated, before_decision)
+        return episodes
+
+    def _value_last(
+        self, policy: DVLAPolicy, episodes: Sequence[Episode], before_batch: Callable[[], None] | None
+    ) -> None:
+        """Estimates the value of each episode's last observation, as many at once as in a decision."""
+        start = time.perf_counter()
+        size = 1 if self.reproducible else self.num_workers or self.num_envs
+        for batch in (episodes[first : first + size] for first in range(0, len(episodes), size)):
+            if before_batch:
+                before_batch()
+            values_B = policy.estimate_values([episode.transitions[-1].observation for episode in batch])
+            for episode, value in zip(batch, values_B.tolist(), strict=True):
+                episode.decisions[-1].next_value = value
+        self.times.policy += time.perf_counter() - start
 
     def demonstrate(
         self, specs: Sequence[EpisodeSpec], observe_every: int, on_episode: Callable[[Episode], None] | None = None
@@ -218,5 +231,5 @@ def _decide(policy: DVLAPolicy, episodes: Sequence[Episode], keep_decisions: boo
         [derived_seed("decision", episode.spec.seed, episode.num_decisions, bits=63) for episode in episodes],
     )
     actions = decisions.actions.float().cpu().numpy()
-    notes = [DecisionRef(decisions, row) if keep_decisions else None for row in range(len(episodes))]
+    notes = decisions.unbind() if keep_decisions else [None] * len(episodes)
     return [Command("execute", action, note) for action, note in zip(actions, notes, strict=True)]

@@ -190,5 +190,11 @@ def test_refuses_use_before_fit_and_unknown_modes():
         Normalizer(2, "min_max").normalize(torch.zeros(2))
     with pytest.raises(UserError, match="choose min_max, quantile, identity"):
         Normalizer(2, "z_score")
-    with pytest.raises(UserError, match="dim >= 1"):
-        Normalizer(0)
+    with pytest.raises(UserError, match="dim >= 0"):
+        Normalizer(-1)
+
+
+def test_nothing_to_normalise_needs_no_statistics():
+    empty = Normalizer(0, "quantile").fit(np.zeros((3, 0)))
+    assert empty.normalize(torch.zeros(5, 0)).shape == empty.denormalize(torch.zeros(5, 0)).shape == (5, 0)
+    assert Normalizer(0).normalize(torch.zeros(2, 0)).shape == (2, 0)

@@ -100,6 +100,14 @@ def run_both(backbone, prompt_BPD, noisy_BSL):
     return results
 
 
+def prompt_of(backbone, observations):
+    """Of observations whose proprioception is normalised already."""
+    processor = backbone.processor
+    for observation in observations:
+        processor.check(observation)
+    return processor.collate([processor.row(o, torch.from_numpy(o["proprioception"]).float()) for o in observations])
+
+
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,9 +184,9 @@ def test_prompt_is_read_row_by_row(backbone):
     """The whole way from observations: a batch gives what each observation gives alone."""
     observations = [make_observation(seed, f"pick block {seed}") for seed in range(3)]
     _, noisy = make_inputs()
-    together, _ = backbone.denoise(backbone.encode(backbone.prompt(observations)), noisy)
+    together, _ = backbone.denoise(backbone.encode(prompt_of(backbone, observations)), noisy)
     for row, observation in enumerate(observations):
-        alone, _ = backbone.denoise(backbone.encode(backbone.prompt([observation])), noisy[[row]])
+        alone, _ = backbone.denoise(backbone.encode(prompt_of(backbone, [observation])), noisy[[row]])
         torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-5)
 
 
@@ -194,7 +202,7 @@ def test_every_part_of_the_observation_matters(backbone, changed):
         other["proprioception"] = other["proprioception"] + 1
     else:
         other["images"][changed] = 255 - other["images"][changed]
-    prompt = backbone.prompt([one, other])
+    prompt = prompt_of(backbone, [one, other])
     assert prompt["pixels"].dtype == torch.uint8
     assert {len(value) for value in prompt.values()} == {2}
     logits, _ = backbone.denoise(backbone.encode(prompt), torch.full((2, 1, LENGTH), VOCAB))
@@ -239,7 +247,7 @@ def test_the_length_of_texts_is_an_option_of_the_backbone():
     options = {"cameras": ["front"], "image_size": 32, "proprioception_dim": 3, "num_positions": 4, "vocab_size": 8}
     backbone = MiniBackbone(**options, dim=16, num_layers=1, num_heads=2, channels=8, text_length=100)
     assert backbone.init_args["text_length"] == 100
-    prompt = backbone.prompt([make_observation(instruction=" ".join(f"w{n}" for n in range(50)))])
+    prompt = prompt_of(backbone, [make_observation(instruction=" ".join(f"w{n}" for n in range(50)))])
     assert prompt["text_ids"].shape == (1, 100) and (prompt["text_ids"] > 0).all()
     for bad in ({"text_buckets": 1}, {"text_length": 0}):
         with pytest.raises(UserError, match="text_buckets must be at least 2 and text_length at least 1"):
@@ -247,7 +255,7 @@ def test_the_length_of_texts_is_an_option_of_the_backbone():
 
 
 def test_an_empty_instruction_gives_finite_logits(backbone):
-    context = backbone.encode(backbone.prompt([make_observation(instruction="")]))
+    context = backbone.encode(prompt_of(backbone, [make_observation(instruction="")]))
     assert backbone.denoise(context, torch.full((1, 1, LENGTH), VOCAB))[0].isfinite().all()
 
 
@@ -275,7 +283,7 @@ def test_what_does_not_fit_is_refused_with_a_sentence(backbone, part, message, r
     observations = [make_observation(), make_observation()]
     observations[row] = bad
     with pytest.raises(UserError, match=message):
-        backbone.prompt(observations)
+        prompt_of(backbone, observations)
 
 
 @pytest.mark.parametrize("change", [{"image_size": 40}, {"channels": 12}, {"num_heads": 3}])
@@ -290,7 +298,7 @@ def test_init_args_rebuild_the_same_architecture(backbone):
     rebuilt = MiniBackbone(**args).eval()
     rebuilt.load_state_dict(backbone.state_dict())
     _, noisy = make_inputs()
-    prompt = backbone.prompt([make_observation(seed) for seed in range(BATCH)])
+    prompt = prompt_of(backbone, [make_observation(seed) for seed in range(BATCH)])
     want, _ = backbone.denoise(backbone.encode(prompt), noisy)
     assert torch.equal(rebuilt.denoise(rebuilt.encode(prompt), noisy)[0], want)
 
@@ -300,7 +308,7 @@ def test_every_multiple_of_16_is_read(image_size):
     backbone = MiniBackbone(**{**ARGS, "image_size": image_size, "cameras": ["front"]})
     image = np.zeros((image_size, image_size, 3), np.uint8)
     observation = {"images": {"front": image}, "proprioception": np.zeros(3, np.float32), "instruction": "go"}
-    context = backbone.encode(backbone.prompt([observation]))
+    context = backbone.encode(prompt_of(backbone, [observation]))
     assert context.keys[0].shape == (1, 4, 2 + 17, 4)
     logits, hidden = backbone.denoise(context, torch.full((1, 2, LENGTH), VOCAB))
     assert logits.shape == (1, 2, LENGTH, VOCAB)

@@ -18,7 +18,7 @@ class Dice:
     def __init__(self, outcome):
         self.environment, self.outcome, self.calls = Tabletop(), outcome, []
 
-    def run(self, policy, specs, title, before_decision=None):
+    def run(self, policy, specs, title, before_decision=None, bootstrap=True):
         self.calls.append(list(specs))
         self.times = CollectionTimes(policy=1.0)
         return [self.episode(spec, self.outcome(n)) for n, spec in enumerate(specs)]

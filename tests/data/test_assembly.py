@@ -7,7 +7,6 @@ import torch
 from dvla_lightning.data.assembly import _advantages, assemble
 from dvla_lightning.data.groups import group_returns, informative_episodes
 from dvla_lightning.envs.tabletop import Tabletop
-from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec, Transition
 
@@ -33,12 +32,12 @@ def discounted(episode, start=0):
 
 
 def split(batch, episodes):
-    return batch.advantages_B.split([episode.num_decisions for episode in episodes])
+    return batch.advantages_N.split([episode.num_decisions for episode in episodes])
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "rloo"])
-def test_group_advantages_by_hand(advantage, tiny_policy, episodes):
-    batch = assemble(tiny_policy, TrajectoryPPO(), episodes, GAMMA, 0.8, advantage)
+def test_group_advantages_by_hand(advantage, episodes):
+    batch = assemble(episodes, GAMMA, 0.8, advantage)
     returns = [sum(transition.reward for transition in episode.transitions[1:]) for episode in episodes]
     for n, (episode, part) in enumerate(zip(episodes, split(batch, episodes), strict=True)):
         group = [returns[m] for m in range(n % 3, 9, 3)]
@@ -51,7 +50,7 @@ def test_group_advantages_by_hand(advantage, tiny_policy, episodes):
         assert part.tolist() == pytest.approx([expected] * episode.num_decisions, abs=1e-5)
         assert n % 3 or part.abs().max() == 0
     to_go = [discounted(episode, t) for episode in episodes for t in range(episode.num_decisions)]
-    assert batch.returns_B.tolist() == pytest.approx(to_go, abs=1e-5)  # what the value head learns
+    assert batch.returns_N.tolist() == pytest.approx(to_go, abs=1e-5)  # what the value head learns
 
 
 def episode_of(rewards, initial_state=0):
@@ -67,7 +66,7 @@ def test_a_group_in_which_all_succeed_teaches_nothing_about_speed(advantage):
     together = [episode_of([0.0, 1.0]) for _ in range(7)] + [episode_of([0.0, 0.0, 1.0])]
     split_up = [episode_of([0.0, 1.0], 1) for _ in range(3)] + [episode_of([0.0] * 5, 1)]
     decisions = sum(episode.num_decisions for episode in together + split_up)
-    advantages, _ = _advantages(None, together + split_up, torch.zeros(decisions), GAMMA, 0.8, advantage, True)
+    advantages, _ = _advantages(together + split_up, torch.zeros(decisions), GAMMA, 0.8, advantage, True)
     assert advantages[:17].tolist() == [0.0] * 17
     success, failure = {"grpo": (0.5, -1.5), "rloo": (1 / 3, -1.0)}[advantage]
     assert advantages[17:].tolist() == pytest.approx([success] * 6 + [failure] * 5, abs=1e-5)
@@ -80,27 +79,36 @@ def test_returns_of_a_group_are_equal_in_whatever_order_their_rewards_came():
     assert not informative_episodes(group)
 
 
-def test_reinforce_takes_the_return_from_each_decision_on(tiny_policy, episodes):
-    batch = assemble(tiny_policy, TrajectoryPPO(), episodes, GAMMA, 0.8, "reinforce++")
+def test_reinforce_takes_the_return_from_each_decision_on(episodes):
+    batch = assemble(episodes, GAMMA, 0.8, "reinforce++")
     to_go = [discounted(episode, t) for episode in episodes for t in range(episode.num_decisions)]
-    assert batch.advantages_B.tolist() == pytest.approx(to_go, abs=1e-5)
-    assert torch.equal(batch.returns_B, batch.advantages_B)
+    assert batch.advantages_N.tolist() == pytest.approx(to_go, abs=1e-5)
+    assert torch.equal(batch.returns_N, batch.advantages_N)
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "rloo", "reinforce++"])
-def test_only_gae_asks_for_the_last_observation(advantage, tiny_policy, episodes, monkeypatch):
+def test_only_gae_wants_the_value_of_the_last_observation(advantage, episodes):
+    for episode in episodes:
+        episode.decisions[-1].next_value = None
+    assemble(episodes, GAMMA, 0.8, advantage)
+    assemble(episodes, GAMMA, 0.8, bootstrap_truncated=False)
+    with pytest.raises(ValueError, match="collected without bootstrap"):
+        assemble(episodes, GAMMA, 0.8)
+
+
+def test_without_bootstrap_nobody_values_the_last_observation(tiny_policy, monkeypatch):
     monkeypatch.setattr(tiny_policy, "estimate_values", None)
-    assemble(tiny_policy, TrajectoryPPO(), episodes, GAMMA, 0.8, advantage)
-    with pytest.raises(TypeError):
-        assemble(tiny_policy, TrajectoryPPO(), episodes, GAMMA, 0.8)
+    specs = [EpisodeSpec("reach", "train", 0, seed=0, num_steps=1)]
+    (episode,) = Collector(Tabletop(), num_envs=1, progress=False).run(tiny_policy, specs, bootstrap=False)
+    assert episode.transitions[-1].truncated and episode.decisions[-1].next_value is None
 
 
-def test_episodes_with_errors_are_left_out(tiny_policy, episodes):
-    whole = assemble(tiny_policy, TrajectoryPPO(), episodes, GAMMA, 0.8, "rloo")
+def test_episodes_with_errors_are_left_out(episodes):
+    whole = assemble(episodes, GAMMA, 0.8, "rloo")
     assert len(whole) == sum(episode.num_decisions for episode in episodes)
     episodes[4].error = "worker died"
     rest = [episode for episode in episodes if episode is not episodes[4]]
-    batch = assemble(tiny_policy, TrajectoryPPO(), episodes, GAMMA, 0.8, "rloo")
+    batch = assemble(episodes, GAMMA, 0.8, "rloo")
     assert len(batch) == len(whole) - episodes[4].num_decisions
     pair = [sum(transition.reward for transition in episodes[n].transitions[1:]) for n in (1, 7)]
     assert split(batch, rest)[1][0].item() == pytest.approx(pair[0] - pair[1], abs=1e-5)

@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from dvla_lightning.actions.normalization import Normalizer
 from dvla_lightning.data.clipping import clipping_metrics, clipping_report
 from dvla_lightning.envs.tabletop import Tabletop
-from dvla_lightning.rollout.collector import Collector, DecisionRef
+from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 
 
@@ -40,11 +39,9 @@ def test_demonstrations_by_hand(policy):
 
 def test_rollouts_by_hand():
     def episode(rows, error=None):
-        return Episode(
-            EpisodeSpec("reach", "train", 0, 0), decisions=[DecisionRef(batch, n) for n in rows], error=error
-        )
+        decisions = [SimpleNamespace(outside=[0.0, 0.25, 1.0][row]) for row in rows]
+        return Episode(EpisodeSpec("reach", "train", 0, 0), decisions=decisions, error=error)
 
-    batch = SimpleNamespace(outside_B=torch.tensor([0.0, 0.25, 1.0]))
     found = clipping_metrics([episode([0, 1]), episode([1]), episode([2], error="died")], alone)
     assert found == {"rollout/proprioception_outside": pytest.approx(0.5 / 3)}
     assert clipping_metrics([], alone) == {"rollout/proprioception_outside": 0.0}

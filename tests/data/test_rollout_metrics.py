@@ -5,7 +5,7 @@ import torch
 
 from dvla_lightning.data.rollout_metrics import episode_metrics, mean_commit_order, normalize_advantages, time_metrics
 from dvla_lightning.diffusion.path import DenoisingPath
-from dvla_lightning.objectives.rollout_batch import RolloutBatch
+from dvla_lightning.objectives.rollout_batch import Rollouts
 from dvla_lightning.rollout.collector import CollectionTimes
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec, Transition
 
@@ -54,9 +54,9 @@ def test_times_of_several_collections_add_up():
 def test_group_advantages_are_measured_but_not_normalised_again():
     def batch():
         values = torch.tensor([1.0, 3.0])
-        return RolloutBatch({}, path([[0], [0]], [1, 1]), values[:, None, None], values, values, values, torch.ones(()))
+        return Rollouts([{}] * 2, path([[0], [0]], [1, 1]), values[:, None, None], values, values, values, values)
 
     left, changed = batch(), batch()
     assert normalize_advantages(left, alone, in_place=False) == normalize_advantages(changed, alone)
-    assert left.advantages_B.tolist() == [1.0, 3.0]
-    assert changed.advantages_B.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)
+    assert left.advantages_N.tolist() == [1.0, 3.0]
+    assert changed.advantages_N.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)

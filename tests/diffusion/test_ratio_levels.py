@@ -88,7 +88,7 @@ def test_gradient_at_ratio_one_is_the_exact_one_divided_by_the_number_of_terms(m
 class RecordingPolicy:
     """Gives every token the log-probability -1 and keeps the tensors, so that their gradients can be read."""
 
-    mask_id, sampler = 2, SimpleNamespace(temperature=1.0)
+    mask_id, sampler, version = 2, SimpleNamespace(temperature=1.0), 1
 
     def __init__(self):
         self.scored = {}
@@ -106,7 +106,7 @@ def test_weight_of_a_token_in_a_minibatch_that_mixes_num_steps(make_network, lev
     path = DenoisingPath.cat([network.sample(Sampler(), [k] * rows, range(rows)) for k, rows in ((3, 3), (1, 2))])
     zeros = torch.zeros(len(path))
     old = torch.full((len(path), 1, LENGTH), -1.0)
-    batch = RolloutBatch({}, path, old, torch.ones(len(path)), zeros, zeros, torch.tensor(1.0))
+    batch = RolloutBatch({}, path, old, torch.ones(len(path)), zeros, zeros, zeros, torch.tensor(1.0))
     TrajectoryPPO(ratio_level=level)(policy, batch).loss.backward()
     assert set(policy.scored) == {1, 3}
     for num_steps, (log_prob, scored) in policy.scored.items():

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from dvla_lightning.data.assembly import assemble
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
+from tests.small_policy import whole_batch
 
 
 @pytest.fixture
@@ -19,12 +19,13 @@ def batch(tiny_policy):
     episodes = Collector(Tabletop(), num_envs=5, progress=False).run(tiny_policy, specs)
 
     def make(objective):
-        made = assemble(tiny_policy, objective, episodes, 0.9, 0.8)
+        made = whole_batch(tiny_policy, objective, episodes)
         made.advantages_B = torch.linspace(-1, 2, len(made))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in tiny_policy.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        tiny_policy.version += 1
         return made
 
     return make

@@ -5,12 +5,12 @@ from itertools import product
 import pytest
 import torch
 
-from dvla_lightning.data.assembly import assemble
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import DemonstrationBatch, SupervisedObjective, TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
+from tests.small_policy import whole_batch
 
 ESTIMATORS = ["trajectory", "last_step", "full_mask", "random_mask(2, 0.1, 0.9)", "coupled(1)", "step_merge(2)"]
 
@@ -33,7 +33,7 @@ def picky_policy(tiny_policy, monkeypatch):
 def rollouts(policy, objective):
     specs = [EpisodeSpec(Tabletop.tasks[n], "train", n, seed=n, num_steps=[1, 2, 4][n % 3]) for n in range(4)]
     episodes = Collector(Tabletop(), num_envs=4, progress=False).run(policy, specs)
-    return assemble(policy, objective, episodes, 0.9, 0.8)
+    return whole_batch(policy, objective, episodes)
 
 
 def check(policy, output):
@@ -47,7 +47,7 @@ def check(policy, output):
 
 
 @pytest.mark.parametrize(
-    ("confidence", "temperature"), product(["max_prob", "drawn_prob", "entropy", "random"], [1, 0])
+    ("confidence", "temperature"), list(product(["max_prob", "drawn_prob", "entropy", "random"], [1, 0]))
 )
 def test_sampling(picky_policy, confidence, temperature):
     picky_policy.sampler = Sampler(confidence=confidence, selection_temperature=float(temperature))
@@ -58,7 +58,7 @@ def test_sampling(picky_policy, confidence, temperature):
     assert batch.old_log_prob_BSL.isfinite().all()
 
 
-@pytest.mark.parametrize(("level", "kl_kind"), product(["token", "step", "chunk"], ["k1", "k2", "k3"]))
+@pytest.mark.parametrize(("level", "kl_kind"), list(product(["token", "step", "chunk"], ["k1", "k2", "k3"])))
 def test_the_papers_estimator(picky_policy, level, kl_kind):
     objective = TrajectoryPPO(ratio_level=level, entropy_coef=0.01, kl_coef=0.1, kl_kind=kl_kind, value_gradient=True)
     picky_policy.keep_reference()
@@ -71,7 +71,7 @@ def test_the_selection_term(picky_policy):
     check(picky_policy, objective(picky_policy, rollouts(picky_policy, objective)))
 
 
-@pytest.mark.parametrize(("estimator", "entropy_coef"), product(ESTIMATORS, [0.0, 0.01]))
+@pytest.mark.parametrize(("estimator", "entropy_coef"), list(product(ESTIMATORS, [0.0, 0.01])))
 def test_tokens_that_are_forbidden_in_every_state(tiny_policy, monkeypatch, estimator, entropy_coef):
     """The surrogates score tokens in other states than those in which they were drawn: there they must be possible."""
     denoise = tiny_policy.backbone.denoise

@@ -11,6 +11,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
+from tests.small_policy import whole_batch
 
 ESTIMATORS = ["trajectory", "last_step", "full_mask", "random_mask(2)", "coupled(1)", "step_merge(2)"]
 RANDOM_ORDER = Sampler(selection_temperature=1.0)
@@ -27,9 +28,8 @@ def collect(policy, sampler=None):
 
 
 def make_batch(policy, episodes, objective, **options):
-    batch = assemble(policy, objective, episodes, 0.9, 0.8, **options)
+    batch = whole_batch(policy, objective, episodes, **options)
     batch.advantages_B = torch.randn(len(batch), generator=torch.Generator().manual_seed(0))
-    batch.is_first = True
     return batch
 
 
@@ -38,6 +38,13 @@ def perturb(policy):
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    policy.version += 1
+
+
+@torch.no_grad()
+def old_log_prob(policy, objective, part):
+    """Of rows with one K, scored by themselves."""
+    return objective._old_log_prob(policy, part.prompt, part.path)
 
 
 def gradient(policy, objective, parts):
@@ -103,7 +110,6 @@ def test_every_knob_changes_the_loss(change, sampler, tiny_policy):
     batches = [make_batch(tiny_policy, episodes, objective) for objective in objectives]
     perturb(tiny_policy)
     for batch, objective in zip(batches, objectives, strict=True):
-        batch.is_first = False
         losses.append(float(objective(tiny_policy, batch).loss.detach()))
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
 
@@ -127,11 +133,10 @@ def test_a_mixed_batch_has_the_gradient_of_its_buckets(estimator, knobs, sampler
     parts = []
     for steps in (1, 2, 4):
         rows = (batch.path.num_steps_B == steps).nonzero()[:, 0]
-        part = batch.select(rows, is_first=False)
-        part.old_log_prob_BSL = objective.behaviour_log_prob(tiny_policy, part.prompt, part.path)
+        part = batch.select(rows)
+        part.old_log_prob_BSL = old_log_prob(tiny_policy, objective, part)
         parts.append((part, len(rows) / len(batch)))
     perturb(tiny_policy)
-    batch.is_first = False
     whole, joined = gradient(tiny_policy, objective, [(batch, 1.0)]), gradient(tiny_policy, objective, parts)
     assert max(float(g.abs().max()) for g in whole) > 1e-4
     for one, other in zip(whole, joined, strict=True):
@@ -144,8 +149,9 @@ def test_random_masks_are_scored_before_and_after_the_update_on_the_same_views(t
     episodes = collect(tiny_policy)
     batch = make_batch(tiny_policy, episodes, objective)
     assert batch.old_log_prob_BSL.shape[1] == 1 + 3
-    in_parts = make_batch(tiny_policy, episodes, objective, rows_at_once=2)
-    torch.testing.assert_close(in_parts.old_log_prob_BSL, batch.old_log_prob_BSL, rtol=0, atol=1e-5)
+    in_parts = assemble(episodes, 0.9, 0.8)
+    objective.prepare_batch(tiny_policy, in_parts, rows_at_once=2)
+    torch.testing.assert_close(in_parts.old_log_prob_NSL, batch.old_log_prob_BSL, rtol=0, atol=1e-5)
     rows = (batch.path.num_steps_B == 2).nonzero()[:, 0].flip(0)
     part = batch.select(rows)
     views = objective.estimator.views(part.path, tiny_policy.mask_id)
@@ -172,7 +178,7 @@ def test_the_chunk_ratio_with_selection_term_is_tokens_plus_order(tiny_policy):
     objective = TrajectoryPPO(ratio_level="chunk", **PLACKETT_LUCE)
     batch = make_batch(tiny_policy, collect(tiny_policy, RANDOM_ORDER), objective)
     rows = (batch.path.num_steps_B == 4).nonzero()[:, 0]
-    batch = batch.select(rows, is_first=False)
+    batch = batch.select(rows)
     before = joint_log_prob(tiny_policy, batch)
     perturb(tiny_policy)
     tokens, order = (new - old for new, old in zip(joint_log_prob(tiny_policy, batch), before, strict=True))
@@ -254,7 +260,7 @@ def test_per_step_credit_by_hand(tiny_policy):
     """K = 2 commits 3 and 5 of 8 positions with the cosine schedule: each step gives half of the mean."""
     objective = TrajectoryPPO(credit="per_step", value_coef=0.0, clip_ratio_low=0.99, clip_ratio_high=99.0)
     batch = make_batch(tiny_policy, collect(tiny_policy), objective)
-    batch = batch.select((batch.path.num_steps_B == 2).nonzero()[:2, 0], is_first=False)
+    batch = batch.select((batch.path.num_steps_B == 2).nonzero()[:2, 0])
     assert [(batch.path.commit_step_BL == step).sum(1).tolist() for step in (0, 1)] == [[3, 3], [5, 5]]
     batch.advantages_B = torch.tensor([2.0, -1.0])
     views = objective.estimator.views(batch.path, tiny_policy.mask_id)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from dvla_lightning.data.assembly import assemble
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
-from dvla_lightning.objectives import SupervisedObjective, TrajectoryPPO
+from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.rl.advantages import gae
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
+from tests.small_policy import whole_batch
 
 
 @pytest.fixture
@@ -19,11 +19,10 @@ def episodes(tiny_policy):
 
 
 def make_batch(policy, episodes, objective, gamma=0.9, gae_lambda=0.8):
-    batch = assemble(policy, objective, episodes, gamma, gae_lambda)
+    batch = whole_batch(policy, objective, episodes, gamma, gae_lambda)
     generator = torch.Generator().manual_seed(0)
     batch.advantages_B = torch.randn(len(batch), generator=generator)
     batch.returns_B = torch.randn(len(batch), generator=generator)
-    batch.is_first = True
     return batch
 
 
@@ -32,6 +31,7 @@ def perturb(policy, scale=0.05):
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += scale * torch.randn(parameter.shape, generator=generator)
+    policy.version += 1
 
 
 @pytest.mark.parametrize("estimator", ["trajectory", "full_mask"])
@@ -63,7 +63,6 @@ def test_a_mixed_batch_has_the_gradient_of_its_buckets(tiny_policy, episodes):
     objective = TrajectoryPPO(entropy_coef=0.01)
     batch = make_batch(tiny_policy, episodes, objective)
     perturb(tiny_policy)
-    batch.is_first = False
 
     def gradient(parts):
         tiny_policy.zero_grad()
@@ -101,7 +100,6 @@ def test_every_knob_changes_the_loss(change, tiny_policy, episodes):
     batches = [make_batch(tiny_policy, episodes, TrajectoryPPO(**{**BASE, **knobs})) for knobs in ({}, change)]
     perturb(tiny_policy)
     for batch, knobs in zip(batches, ({}, change), strict=True):
-        batch.is_first = False
         losses.append(float(TrajectoryPPO(**{**BASE, **knobs})(tiny_policy, batch).loss.detach()))
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
 
@@ -133,7 +131,6 @@ def test_target_kl_reports_what_decides_the_stop(tiny_policy, episodes):
     objective = TrajectoryPPO(target_kl=0.02)
     batch = make_batch(tiny_policy, episodes, objective)
     perturb(tiny_policy)
-    batch.is_first = False
     output = objective(tiny_policy, batch)
     assert output.stop_limit == 0.02 and float(output.stop) == float(output.metrics["approx_kl"]) > 0
 
@@ -141,7 +138,7 @@ def test_target_kl_reports_what_decides_the_stop(tiny_policy, episodes):
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_assembled_advantages_equal_gae_per_episode(bootstrap, tiny_policy, episodes):
     gamma, gae_lambda = 0.9, 0.8
-    batch = assemble(tiny_policy, TrajectoryPPO(), episodes, gamma, gae_lambda, bootstrap_truncated=bootstrap)
+    batch = whole_batch(tiny_policy, TrajectoryPPO(), episodes, gamma, gae_lambda, bootstrap_truncated=bootstrap)
     start = 0
     for episode in episodes:
         count = episode.num_decisions
@@ -160,15 +157,9 @@ def test_assembled_advantages_equal_gae_per_episode(bootstrap, tiny_policy, epis
 
 
 def test_assembled_rows_are_the_decisions_in_order(tiny_policy, episodes):
-    batch = assemble(tiny_policy, TrajectoryPPO(), episodes, 0.9, 0.8)
-    refs = [ref for episode in episodes for ref in episode.decisions]
-    tokens = torch.stack([ref.batch.path.tokens_BL[ref.row] for ref in refs])
+    batch = whole_batch(tiny_policy, TrajectoryPPO(), episodes)
+    tokens = torch.cat([decision.path.tokens_BL for episode in episodes for decision in episode.decisions])
     assert torch.equal(batch.path.tokens_BL, tokens)
-
-
-def test_rollouts_refuse_a_supervised_objective(tiny_policy, episodes):
-    with pytest.raises(UserError, match="trains with TrajectoryPPO"):
-        assemble(tiny_policy, SupervisedObjective(), episodes, 0.9, 0.8)
 
 
 @pytest.mark.parametrize("arguments", [{"clip_ratio_low": 0}, {"clip_ratio_high": -1}])

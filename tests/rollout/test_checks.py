@@ -19,7 +19,6 @@ from benchmarks.soak import soak
 from dvla_lightning.data.assembly import assemble
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
-from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.rollout import foreign_worker
 from dvla_lightning.rollout.checks import check_transition
 from dvla_lightning.rollout.collector import Collector
@@ -207,8 +206,8 @@ def test_ten_kinds_of_faults_lose_nothing_repeat_nothing_and_hide_nothing(tiny_p
 def test_reproducible_decisions_are_those_of_one_simulator_to_the_bit(num_workers, tiny_policy):
     def decisions(environment, **options):
         episodes = run(environment, tiny_policy, make_specs(6), reproducible=True, **options)
-        batch = assemble(tiny_policy, TrajectoryPPO(), episodes, 0.9, 0.8)
-        return [batch.path.tokens_BL, batch.old_log_prob_BSL, batch.old_values_B, batch.advantages_B]
+        batch = assemble(episodes, 0.9, 0.8)
+        return [batch.path.tokens_BL, batch.old_log_prob_NSL, batch.old_values_N, batch.advantages_N]
 
     expected = decisions(Tabletop(), num_envs=1)
     for options in ({"num_envs": 4}, {"num_workers": num_workers}):

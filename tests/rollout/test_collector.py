@@ -45,7 +45,7 @@ def test_specs_may_mix_k(tiny_policy):
     together = run(Tabletop(), tiny_policy, specs, num_envs=6)
     alone = [run(Tabletop(), tiny_policy, [spec], num_envs=1)[0] for spec in specs]
     assert summary(together) == summary(alone)
-    assert [e.decisions[0].batch.path.num_steps_B[e.decisions[0].row].item() for e in together] == [1, 4, 2, 8, 1, 4]
+    assert [e.decisions[0].path.num_steps_B.item() for e in together] == [1, 4, 2, 8, 1, 4]
 
 
 @pytest.mark.parametrize("recipe", [FaultyTabletop, ForeignFaultyTabletop])
