@@ -87,7 +87,7 @@ OTHERS = [
     ("--seed_everything 1.5", "got 1.5"),
     ("--seed_everything abc", "got abc"),
     ("--seed_everything false", "got false"),
-    ("--data.seed 5", "set --seed_everything"),
+    ("--data.seed 5", "data.seed is the seed of the run: set seed_everything"),
     ("--ckpt_path gs://bucket/last.ckpt", "gs:// is not supported"),
     ("--ckpt_path $NOT_SET_ANYWHERE/last.ckpt", "NOT_SET_ANYWHERE is not set"),
     ("--ckpt_path ~/nothing.ckpt", "does not exist"),
@@ -100,6 +100,8 @@ KEYS = [
     ({"trainer": {"max_epoch": 3}}, "did you mean trainer.max_epochs?"),
     ({"trainr": {"max_epochs": 3}}, "did you mean trainer.max_epochs?"),
     ({"data": {"init_args": {"num_step": 3}}}, "did you mean num_steps?"),
+    ({"data": {"init_args": {"seed": 5}}}, "data.seed is the seed of the run: set seed_everything"),
+    ({"seed_everything": 5, "data": {"init_args": {"seed": 0}}}, "set seed_everything"),
     ({"model": {"policy": {"pretraned": "x"}}}, "did you mean pretrained?"),
     ({"model": {"objective": {"class_path": "TrajectoryPO"}}}, "did you mean TrajectoryPPO?"),
 ]
