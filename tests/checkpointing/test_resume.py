@@ -107,7 +107,7 @@ def test_max_time_counts_for_every_job_anew(whole, run_rl, tmp_path, capfd, monk
     expect_same_end(whole, tmp_path)
 
 
-def test_a_reproducible_run_with_simulators_in_child_processes_is_resumed_to_the_bit(run_rl, tmp_path):
+def test_a_reproducible_run_with_workers_is_resumed_to_the_bit(run_rl, tmp_path):
     """Whichever worker answers first; and with simulators in this process it is the same run."""
     options = {"data__collector__reproducible": "true", "data__num_steps": 4}
     workers = {"data__collector__num_workers": 2}
