@@ -47,72 +47,69 @@ def os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
+@contextmanager
+def disk_faults(path: str | Path) -> Iterator[None]:
+    """Raises `UserError`, which names `path`, where the operating system refuses."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        refusal = os_error(error)
+        if refusal is None:
+            raise
+        raise unwritable(path, refusal) from error
+
+
 def make_folder(path: str | Path) -> Path:
     """Makes a directory and those above it.
 
     Raises:
         UserError: if that is not possible.
     """
-    try:
+    with disk_faults(path):
         Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from error
     return Path(path)
 
 
 @contextmanager
-def atomic_file(path: str | Path, previous: str | Path | None = None) -> Iterator[IO[bytes]]:
-    """Opens a file beside `path` that takes its place at the end of the block, when it is whole and on the disk.
+def whole_file(path: Path, previous: str | Path | None = None, mark: str = "") -> Iterator[Path]:
+    """Gives the name of a file that takes the place of `path` at the end of the block, when it is on the disk.
 
-    If the block fails, or the process dies, what was at `path` stays as it was. Access rights follow the umask.
+    If the block fails, or the process dies, what was at `path` stays as it was. What a process leaves behind that is
+    killed is overwritten by the next one that writes the same file.
 
     Args:
         path: where to; missing folders are made.
         previous: keeps what was at `path` before under this name, in the same directory.
+        mark: in the name of the file, for several that are written to one place at the same time.
 
     Raises:
         UserError: if the operating system refuses (full disk, no permission, ...).
     """
-    path = Path(path)
     make_folder(path.parent)
     # Not tempfile, whose files are readable for their owner alone; not in $TMPDIR, which may be another disk.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    partial = path.with_name(f".{path.name}{mark}{PARTIAL}")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None:
-            _keep(path, Path(previous))
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        refusal = os_error(error)
-        if refusal is None:
-            raise
-        raise unwritable(path, refusal) from error
+        with disk_faults(path):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            if previous is not None:
+                _keep(path, Path(previous))
+            os.replace(partial, path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """As `atomic_file`, for libraries that open a file by its name: gives the name to write to.
-
-    Raises:
-        UserError: if it cannot be written; what stood in its place stays.
-    """
-    make_folder(path.parent)
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+def atomic_file(path: str | Path, previous: str | Path | None = None) -> Iterator[IO[bytes]]:
+    """As `whole_file`, open for writing; access rights follow the umask."""
+    with (
+        whole_file(Path(path), previous, f".{secrets.token_hex(4)}") as partial,
+        open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file,
+    ):
+        yield file
 
 
 def atomic_text(path: str | Path, text: str) -> None:

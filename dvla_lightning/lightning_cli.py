@@ -31,6 +31,7 @@ from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
+from dvla_lightning.launch.job_time import JobTime
 from dvla_lightning.launch.log_threads import faults_said_once
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
@@ -58,6 +59,7 @@ QUIET = (
     "sync_dist=True",
 )
 
+NO_DATA_SEED = "data.seed is the seed of the run: set seed_everything"
 CALLBACKS = os.path.join("lightning", "pytorch", "callbacks")
 
 
@@ -71,12 +73,21 @@ class Parser(LightningArgumentParser):
         raise UserError(useful_line(message, self))
 
 
+class ConfigFile(ActionConfigFile):
+    """Refuses a seed of the data, which a link would overrule without a word; a copy of the run's own is left out."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, cfg, values, option_string)
+        if cfg.pop("data.init_args.seed", None) not in (None, cfg.get("seed_everything")):
+            raise UserError(NO_DATA_SEED)
+
+
 class DVLACommand(LightningCLI):
     """`dvla fit | validate | test | predict`."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; later ones win")
+        parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file; later ones win")
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -91,7 +102,7 @@ class DVLACommand(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for word in sys.argv[1:]:  # a link overrules it without a word
             if re.match(r"--data(\.init_args)?\.seed(=|$)", word):
-                raise UserError("--data.seed is the seed of the run: set --seed_everything")
+                raise UserError(NO_DATA_SEED)
         super().parse_arguments(parser, args)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -137,7 +148,7 @@ class DVLACommand(LightningCLI):
         """What follows from the run's directory is given to the Trainer alone: config.yaml keeps what was asked for."""
         flags = self._get(self.config_init, "trainer")
         root = str(self.directory.root)
-        kwargs |= {"default_root_dir": root, "logger": flags.logger}
+        kwargs |= {"default_root_dir": root, "logger": flags.logger, "max_time": None}
         if flags.logger is None or flags.logger is True:
             keeps_log = self.subcommand == "fit" and not flags.barebones
             kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="") if keeps_log else False
@@ -145,8 +156,8 @@ class DVLACommand(LightningCLI):
             kwargs["log_every_n_steps"] = None  # our default, which the user did not ask for
         if environment := cluster_environment():
             kwargs["plugins"] = [*listed(flags.plugins), environment]
-        self.trainer_defaults["callbacks"] = self._callbacks(flags)
         try:
+            self.trainer_defaults["callbacks"] = self._callbacks(flags)
             trainer = super().instantiate_trainer(**kwargs)
         except UserError:
             raise
@@ -160,6 +171,8 @@ class DVLACommand(LightningCLI):
     def _callbacks(self, flags: Any) -> list[Callback]:
         """Ours, beside those of the user."""
         callbacks: list[Callback] = [RolloutMetrics(), CommitOrderPicture(), EvaluationReport(), SavePolicy()]
+        if flags.max_time is not None:
+            callbacks.append(JobTime(flags.max_time))
         callbacks.append(RunRecord())  # also where no checkpoint is written: one may be read
         if flags.enable_checkpointing is not False and not flags.barebones:
             callbacks.append(LastCheckpoint())

@@ -6,11 +6,9 @@ leaves a file that no line names, or half a line; neither counts.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -20,9 +18,8 @@ from dvla_lightning.data.demonstration_checks import FORMAT_VERSION, check_conte
 from dvla_lightning.data.episode_files import read_header, read_log
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
+from dvla_lightning.files import atomic_file, atomic_text, disk_faults, make_folder, remove_partial
 from dvla_lightning.rollout.episode import Episode
-
-PARTIAL = ".partial"  # ending of a file that is being written
 
 
 class DemonstrationWriter:
@@ -57,11 +54,10 @@ class DemonstrationWriter:
             "expert_noise": expert_noise,
         }
         self.header = json.loads(json.dumps(header))  # tuples become lists, as they will when read back
-        with _disk_faults(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+        with disk_faults(path):
+            self._lock = _lock(make_folder(path))
         try:
-            with _disk_faults(path):
+            with disk_faults(path):
                 self._begin()
         except BaseException:
             self.close()
@@ -100,13 +96,13 @@ class DemonstrationWriter:
             "error": episode.error,
             "file": name if arrays else None,
         }
-        with _disk_faults(self.path):
-            if arrays:
-                _write_whole(self.path / name, lambda file: np.savez_compressed(file, **arrays))
-            with self.log.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                os.fsync(log.fileno())
+        if arrays:
+            with atomic_file(self.path / name) as file:
+                np.savez_compressed(file, **arrays)
+        with disk_faults(self.log), self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            os.fsync(log.fileno())
         self.rows.append(row)
 
     def _begin(self) -> None:
@@ -114,22 +110,20 @@ class DemonstrationWriter:
         file = self.path / "dataset.json"
         holds_episodes = self.log.exists() and self.log.stat().st_size > 0
         if not holds_episodes and not (file.exists() and file.stat().st_size):  # an empty one is left by a full disk
-            text = json.dumps(self.header, indent=2) + "\n"
-            _write_whole(file, lambda out: out.write(text.encode()))
+            atomic_text(file, json.dumps(self.header, indent=2) + "\n")
         if not file.exists():
             raise UserError(f"{self.path} holds episodes but no dataset.json: restore it, or choose a new directory")
         found = read_header(file)
         different = [key for key in {**self.header, **found} if found.get(key) != self.header.get(key)]
         if different:
             raise UserError(f"{self.path} holds demonstrations with another {different[0]}: choose a new directory")
-        for leftover in self.path.glob(f"*{PARTIAL}"):
-            leftover.unlink()
+        remove_partial(self.path)
         rows = read_log(self.log)
         self.lost = [row["file"] for row in rows if row["success"] and not (self.path / row["file"]).exists()]
         self.rows = [row for row in rows if row["file"] is None or row["file"] not in self.lost]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         if holds_episodes and self.log.read_text(encoding="utf-8") != text:
-            _write_whole(self.log, lambda out: out.write(text.encode()))
+            atomic_text(self.log, text)
 
     def _arrays(self, episode: Episode) -> dict[str, Any] | None:
         """What goes into the file; None, and an error in the episode, if that is no demonstration."""
@@ -168,30 +162,3 @@ def _lock(path: Path) -> IO[str]:
             f"another `dvla collect` is writing to {path}: wait until it has ended, or choose a new directory"
         ) from error
     return lock
-
-
-def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file that is there whole or not at all, also after a crash of the machine."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def _disk_faults(path: Path) -> Iterator[None]:
-    """One sentence for a full disk, a read-only directory and the like."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): mend that or choose another directory, and run the "
-            "same command again; what is there is kept"
-        ) from error

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,8 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.paths import local_path, writable_directory
 
 LOCK = ".lock"
+EVENTS = "events.out.tfevents.*.{}.*"
+"""What TensorBoard writes in the process of this number."""
 OTHER_DIRECTORY = "choose another directory with --trainer.default_root_dir"
 CKPT_PATH_HELP = (
     'Checkpoint to go on from: a file; "last": checkpoints/last.ckpt of trainer.default_root_dir; "auto" (fit only): '
@@ -43,6 +46,7 @@ class RunDirectory:
             raise UserError("trainer.default_root_dir: give the directory that the run shall be written to")
         self.root = writable_directory(given, "trainer.default_root_dir")
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []  # directories that `lock` had to make, the innermost first
 
     @property
     def checkpoints(self) -> Path:
@@ -110,6 +114,7 @@ class RunDirectory:
             UserError: if another fit is writing to it, or it cannot be written to.
         """
         path = self.root / LOCK
+        self._made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             file = path.open("a+", encoding="utf-8")
@@ -128,16 +133,34 @@ class RunDirectory:
                 f"{path}: no locks on this file system ({error.strerror}): a second fit into it is not noticed",
                 file=sys.stderr,
             )
+        if not os.fstat(file.fileno()).st_nlink:  # `release` removed it in this moment
+            file.close()
+            self.lock()
+            return
         file.truncate(0)  # what stays of an earlier run says nothing: only the lock counts
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         file.flush()
         self._lock = file
 
     def release(self) -> None:
-        """Lets others write to the directory."""
+        """Lets others write to the directory; one that `lock` made goes away again where no run came of it."""
         if self._lock is not None:
+            if self._made:
+                self._remove_unused()
             self._lock.close()
             self._lock = None
+
+    def _remove_unused(self) -> None:
+        """Removes what a run leaves that ends before it trains, and nothing if there is anything else."""
+        with suppress(OSError):
+            self.checkpoints.rmdir()
+        ours = [self.root / LOCK, *self.root.glob(EVENTS.format(os.getpid()))]
+        if set(self.root.iterdir()) <= set(ours):
+            with suppress(OSError):
+                for file in ours:
+                    file.unlink()
+                for folder in self._made:
+                    folder.rmdir()
 
 
 def _owner(file: IO[str]) -> str:

@@ -17,6 +17,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.rollout import foreign_worker
 from dvla_lightning.rollout.output import LastOutput
 from dvla_lightning.rollout.worker import (
+    CLOSE_SECONDS,
     ProcessSlot,
     WorkerFailure,
     limit_patience,
@@ -98,7 +99,7 @@ class ForeignSlot(ProcessSlot):
     def stop(self) -> None:
         self.connection.close()  # the order to stop
 
-    def close(self, patience: float = 3.0) -> None:
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
         self.stop()
         if self.hello is not None:  # else nobody listens
             with suppress(subprocess.TimeoutExpired):

@@ -13,10 +13,7 @@ from dvla_lightning.envs.base import Environment
 from dvla_lightning.rollout.checks import check_transition
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec, Transition
 from dvla_lightning.rollout.foreign_slot import ForeignSlot
-from dvla_lightning.rollout.worker import LocalSlot, ProcessSlot, Slot, WorkerFailure
-
-CLOSE_SECONDS = 3.0
-"""How long simulators have to end by themselves."""
+from dvla_lightning.rollout.worker import CLOSE_SECONDS, LocalSlot, ProcessSlot, Slot, WorkerFailure
 
 
 @dataclass

@@ -27,6 +27,8 @@ from dvla_lightning.rollout.output import LastOutput
 
 MESSAGE_SECONDS = 10
 """A message of a few MB takes milliseconds; one that stands still for so long will not go on."""
+CLOSE_SECONDS = 3.0
+"""How long simulators have to end by themselves."""
 
 MAIN_GUARD = (
     "worker processes import the script that started them, so it must be a file and run only below `if __name__ == "
@@ -76,7 +78,7 @@ class Slot(Protocol):
         """Tells it to end, and does not wait."""
         ...
 
-    def close(self, patience: float = 3.0) -> None:
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
         """Ends it; kills it after `patience` seconds."""
         ...
 
@@ -112,7 +114,7 @@ class LocalSlot:
     def stop(self) -> None:
         pass
 
-    def close(self, patience: float = 3.0) -> None:
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
         self.runner.close()
 
 
@@ -226,7 +228,7 @@ class ProcessSlot:
         with suppress(OSError):
             self.connection.send(("stop", None))
 
-    def close(self, patience: float = 3.0) -> None:
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
         self.stop()
         if self.is_up:  # else nobody listens yet
             self.process.join(patience)

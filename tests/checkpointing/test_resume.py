@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import Timer, timer
 
 from dvla_lightning.cli import main
 from dvla_lightning.envs.tabletop import Tabletop
@@ -88,6 +89,34 @@ def test_a_run_stopped_by_max_time(whole, run_rl, tmp_path, capfd, monkeypatch):
     assert load(tmp_path / LAST)["global_step"] == UPDATES
     run_rl(tmp_path, ckpt_path="last", trainer__max_time="01:00:00:00")
     expect_same_end(whole, tmp_path)
+
+
+def test_max_time_counts_for_every_job_anew(whole, run_rl, tmp_path, capfd, monkeypatch):
+    """The same command again and again: by the clock an iteration takes 40 of the 60 minutes, so each job ends one."""
+    minutes = SimpleNamespace(passed=0)
+
+    def after_batch(module, *args):
+        minutes.passed += 10
+
+    monkeypatch.setattr(DVLAModule, "on_train_batch_end", after_batch, raising=False)
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: 60 * minutes.passed))
+    for iterations in (1, 2, 3):
+        run_rl(tmp_path, ckpt_path="auto", trainer__max_time="00:01:00:00")
+        assert load(tmp_path / LAST)["global_step"] == iterations * UPDATES
+        assert ("stopped inside" in capfd.readouterr().err) == (iterations < 3)
+    expect_same_end(whole, tmp_path)
+
+
+def test_a_reproducible_run_with_workers_is_resumed_to_the_bit(run_rl, tmp_path):
+    """Whichever worker answers first; and with simulators in this process it is the same run."""
+    options = {"data__collector__reproducible": "true", "data__num_steps": 4}
+    workers = {"data__collector__num_workers": 2}
+    run_rl(tmp_path / "whole", **options, **workers, trainer__max_epochs=2)
+    run_rl(tmp_path / "resumed", **options, **workers, trainer__max_epochs=1)
+    run_rl(tmp_path / "resumed", **options, **workers, trainer__max_epochs=2, ckpt_path="last")
+    run_rl(tmp_path / "alone", **options, trainer__max_epochs=2)
+    expect_same_end(tmp_path / "whole", tmp_path / "resumed")
+    expect_same_end(tmp_path / "whole", tmp_path / "alone")
 
 
 def terminate():

@@ -101,3 +101,53 @@ def test_without_locks_on_the_file_system_a_run_goes_on_and_says_so(root, monkey
     monkeypatch.setattr("fcntl.flock", unsupported)
     RunDirectory(root).lock()
     assert "no locks on this file system" in capsys.readouterr().err
+
+
+def locked(path):
+    directory = RunDirectory(path)
+    directory.lock()
+    return directory
+
+
+def test_a_directory_in_which_nothing_was_trained_goes_away_with_its_lock_and_log(tmp_path):
+    directory = locked(tmp_path / "runs" / "a")
+    add(directory.root / f"events.out.tfevents.1.host.{os.getpid()}.0")
+    directory.checkpoints.mkdir()
+    directory.release()
+    assert list(tmp_path.iterdir()) == []
+    locked(tmp_path / "runs" / "a")  # and can be made again
+
+
+@pytest.mark.parametrize(
+    "other", ["config.yaml", "notes.txt", "checkpoints/last.ckpt", "events.out.tfevents.1.host.1.0"]
+)
+def test_a_directory_that_holds_anything_else_stays_as_it_is(other, tmp_path):
+    directory = locked(tmp_path / "run")
+    for name in (other, f"events.out.tfevents.1.host.{os.getpid()}.0"):
+        add(directory.root / name)
+    before = set(tmp_path.rglob("*"))
+    directory.release()
+    assert set(tmp_path.rglob("*")) == before and tmp_path / "run" / ".lock" in before
+
+
+def test_a_directory_that_was_there_before_stays(tmp_path):
+    (tmp_path / "run").mkdir()
+    locked(tmp_path / "run").release()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_lock_that_is_removed_while_somebody_takes_it_is_taken_again(tmp_path, monkeypatch):
+    import fcntl
+
+    first, flock = locked(tmp_path / "run"), fcntl.flock
+
+    def late(*args):
+        monkeypatch.undo()
+        first.release()
+        flock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = locked(tmp_path / "run")
+    with pytest.raises(UserError, match="another fit"):
+        RunDirectory(tmp_path / "run").lock()
+    second.release()

@@ -143,3 +143,20 @@ def test_the_seed_in_the_saved_configuration_is_the_one_that_was_used(given, fit
     fit(b, config=str(a / "config.yaml"))
     first, again = (DVLAPolicy.from_pretrained(run / "policy").state_dict() for run in (a, b))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_configuration_with_the_seed_of_the_data_in_it_is_refused_unless_it_is_the_runs(fit, tmp_path, capsys):
+    a, b, c = (tmp_path / name for name in "abc")
+    fit(a, "--seed_everything", 3)
+    saved = yaml.safe_load((a / "config.yaml").read_text())
+    assert saved["seed_everything"] == 3 and "seed" not in saved["data"]["init_args"]
+    copied, other = tmp_path / "copied.yaml", tmp_path / "other.yaml"
+    saved["data"]["init_args"]["seed"] = 3  # a copy of the run's own
+    copied.write_text(yaml.dump(saved))
+    fit(b, config=copied)
+    first, again = (DVLAPolicy.from_pretrained(run / "policy").state_dict() for run in (a, b))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    saved["data"]["init_args"]["seed"] = 4
+    other.write_text(yaml.dump(saved))
+    assert "data.seed is the seed of the run: set seed_everything" in refused(capsys, fit, c, config=other)
+    assert not c.exists()
