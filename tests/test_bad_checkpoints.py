@@ -145,6 +145,13 @@ def spoil(value):
     return change
 
 
+def reference(content, value):
+    """Of all of the backbone, with another value at the head."""
+    weights = content["state_dict"].items()
+    names = {name.removeprefix("policy."): x for name, x in weights if name.startswith("policy.backbone.")}
+    return {**names, "backbone.head.weight": value}
+
+
 def spoil_buffer(content):
     content["state_dict"]["policy.action_normalizer.low"] = torch.tensor([0.0, math.nan])
 
@@ -188,6 +195,27 @@ BOTH = {
     "of other action tokens": (put("dvla", "actions", "tokenizer", "Other"), "with other action tokens"),
     "of another LoRA scaling": (put("dvla", "lora_scaling", [4.0]), "with other lora_alpha / r ([4.0], not [])"),
     "on other frozen weights": (put("dvla", "frozen_weights", "0" * 64), "on other frozen weights"),
+    "a weight called a buffer": (
+        lambda c: (spoil(math.inf)(c), c["dvla"]["buffers"].append("policy.backbone.head.weight")),
+        "calls policy.backbone.head.weight a buffer, and it is a weight here",
+    ),
+    "remarks that are text": (put("policy_remarks", "trained"), "its policy_remarks are no list of printable texts"),
+    "remarks of numbers": (put("policy_remarks", [1]), "its policy_remarks are no list of printable texts"),
+    "a remark that moves the cursor": (put("policy_remarks", ["\x1b[2J"]), "no list of printable texts"),
+    "a reference that is a list": (put("policy_reference", [1]), "its policy_reference has not the names of what is"),
+    "a reference of other names": (put("policy_reference", {"head": torch.zeros(1)}), "policy_reference has not the"),
+    "a reference of another shape": (
+        lambda c: c.update(policy_reference=reference(c, torch.zeros(2))),
+        "is of another shape or not finite at",
+    ),
+    "a reference of words": (lambda c: c.update(policy_reference=reference(c, "a")), "of another shape or not finite"),
+    "a reference that is infinite": (
+        lambda c: c.update(policy_reference=reference(c, torch.full((8, 16), math.inf))),
+        "not finite at backbone.head.weight",
+    ),
+    "skipped updates in words": (put("skipped_updates", "two"), "its skipped_updates must be a whole number"),
+    "skipped updates below 0": (put("skipped_updates", -1), "skipped_updates must be a whole number of at least 0"),
+    "skipped updates of yes": (put("skipped_updates", True), "of at least 0, got True"),
     "record without a key": (lambda c: c["dvla"].pop("actions"), "lacks the key 'actions'"),
 }
 FIT_ONLY = {
@@ -237,7 +265,11 @@ FIT_ONLY = {
 
 
 # Both verbs read through one door; what lies behind it, and a part of what does not, is tried with both.
-VALIDATED = [name for name in BOTH if name.startswith(("of ", "on ", "record", "NaN", "with a", "without weights"))]
+VALIDATED = [
+    name
+    for name in BOTH
+    if name.startswith(("of ", "on ", "record", "NaN", "with a", "without weights", "a weight called"))
+]
 
 
 @pytest.mark.parametrize(
