@@ -12,7 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from dvla_lightning import cli
 from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.policy_adapters import add_adapter, merge_adapter
 
 ROOT = Path(__file__).parents[1]
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -223,7 +225,10 @@ DAMAGE = {
         "does not fit MiniBackbone: .*'cameras'",
     ),
     "camera a number": (config("backbone", "init_args", "cameras", value=[1]), r"backbone.cameras must be list\[str\]"),
-    "one bin": (config("action_tokenizer", "init_args", "num_bins", value=1), "UniformBins needs num_bins >= 2, got 1"),
+    "one bin": (
+        config("action_tokenizer", "init_args", "num_bins", value=1),
+        "UniformBins: num_bins must be .* at least 2",
+    ),
     "sampler unknown": (config("sampler", "heat", value=1), "sampler does not fit Sampler: .*'heat'"),
     "sampler zero": (config("sampler", "temperature", value=0), "sampler temperature must be > 0, got 0"),
     "sampler text": (config("sampler", "temperature", value="1"), "sampler.temperature must be float"),
@@ -350,9 +355,12 @@ OPTIONS = {
     "lora.alpha_pattern {FAKE: 2}": "lora.alpha_pattern: 'FAKE' matches nothing that gets an adapter",
     "lora.exclude_modules [FAKE]": "lora.exclude_modules: 'FAKE' matches no module",
     "lora.layers_to_transform [0]": "lora.layers_to_transform chooses among target_modules: give their names",
-    "lora.init_lora_weights pisa": "init_lora_weights",
-    "lora.init_lora_weights eva": "lora: .*not supported",
-    "lora.init_lora_weights loftq": "lora: .*init_lora_weights|loftq",
+    **{
+        f"lora.init_lora_weights {name}": f"lora: init_lora_weights '{name}' is not supported: choose true"
+        for name in ("pisa", "eva", "pissa_niter_x", "pissa_niter_-1", "pissa_niter_", "xpissa_niter_4", "5")
+    },
+    "lora.init_lora_weights loftq": "lora: option loftq_config is not supported",
+    "lora.init_lora_weights [pissa]": r"init_lora_weights: Expected bool or str, got \['pissa'\]",
     "lora.megatron_config {a: 1}": "lora: option megatron_config is not supported",
     "lora.rank 4": "lora: Option 'rank' is not accepted",
 }
@@ -364,6 +372,26 @@ def test_an_option_of_the_policy_that_does_not_fit_is_one_sentence(option, direc
     words = ["fit", "--config", ROOT / "configs/rl.yaml", "--model.policy.pretrained", directory]
     words += ["--trainer.default_root_dir", tmp_path / "run", f"--model.policy.{name}", value]
     assert re.search(OPTIONS[option], refusal(words, unchanged=tmp_path))
+
+
+@pytest.mark.parametrize("place", ["words", "yaml"])
+def test_an_initialisation_whose_name_holds_a_number_can_be_asked_for(place, directory, tmp_path, monkeypatch):
+    """pissa moves a part of each weight into the adapter: another base, and the same sum."""
+    made = []
+    monkeypatch.setattr("dvla_lightning.policy.add_adapter", lambda *args: made.append(add_adapter(*args)) or made[0])
+    lora = {"init_lora_weights": "pissa_niter_4", "r": 2, "target_modules": ["head"]}
+    (tmp_path / "lora.yaml").write_text(json.dumps({"model": {"policy": {"lora": lora}}}))
+    words = [f"--model.policy.lora.{name}={json.dumps(value).strip(chr(34))}" for name, value in lora.items()]
+    words = words if place == "words" else ["--config", tmp_path / "lora.yaml"]
+    words = ["fit", "--config", ROOT / "configs/rl.yaml", "--model.policy.pretrained", directory, *words]
+    words += ["--trainer.fast_dev_run", "true", "--trainer.default_root_dir", tmp_path, "--trainer.accelerator", "cpu"]
+    cli.main([str(word) for word in [*words, "--data.num_eval_episodes", 0, "--model.optimizer.lr", 0]])
+    before = DVLAPolicy.from_pretrained(directory).backbone  # with the adapter that was saved
+    old = merge_adapter(before, directory).get_parameter("head.weight")
+    new = made[0].get_parameter("base_model.model.head.base_layer.weight")
+    head = made[0].get_submodule("base_model.model.head")
+    assert made[0].peft_config["default"].init_lora_weights == "pissa_niter_4"
+    assert not torch.allclose(old, new) and torch.allclose(old, new + head.get_delta_weight("default"), atol=1e-5)
 
 
 def test_the_policy_that_the_rows_damage_is_good(directory):
