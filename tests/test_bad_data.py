@@ -335,7 +335,7 @@ OTHER_ROBOT = {
     "another camera": (["--model.policy.backbone.cameras", "[side]"], "the policy reads camera 'side'"),
     "another image size": (["--model.policy.backbone.image_size", 64], "the policy reads 64 x 64 RGB images"),
     "another proprioception": (["--model.policy.backbone.proprioception_dim", 7], "reads 7 proprioception numbers"),
-    "batches of nothing": (["--data.batch_size", 0], "batch_size must be at least 1"),
+    "batches of nothing": (["--data.batch_size", 0], "batch_size must be a number at least 1"),
     "no such directory": (["--data.path", "nowhere"], "nowhere is no directory of demonstrations"),
     "a file for a directory": (["--data.path", "sft.yaml"], "sft.yaml is no directory of demonstrations"),
 }

@@ -1,8 +1,10 @@
 """The command line: shipped YAML parses, bad input ends in one sentence and exit code 2."""
 
+import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,7 +85,7 @@ def test_unknown_command(refusal):
         (["--trainer.max_epoch_s", "3"], "max_epoch_s"),
         (["--model.objective.clip_ratio_loww", "0.1"], "clip_ratio_loww"),
         (["--model.objective.clip_ratio_low", "small"], "small"),
-        (["--model.objective.clip_ratio_low", "1.5"], "0 < clip_ratio_low < 1"),
+        (["--model.objective.clip_ratio_low", "1.5"], "clip_ratio_low must be a number above 0 and below 1"),
         (["--data.tasks", "[fly]"], "unknown task 'fly'; choose from: reach"),
         (["--data.num_steps", "9"], "between 1 and 8"),
         (["--data.num_eval_episodes", "7"], "multiple of the 5 tasks"),
@@ -93,7 +95,7 @@ def test_unknown_command(refusal):
         (["--ckpt_path", RL], "no checkpoint of a run"),
         (["--ckpt_path", "{policy}"], "is a policy directory"),
         (["--model.policy.sampler.temperature", "-1"], "temperature must be > 0"),
-        (["--data.gamma", "7"], "between 0 and 1"),
+        (["--data.gamma", "7"], "gamma must be a number at least 0 and at most 1"),
         (["--trainer.strategy", "dpp"], "invalid strategy name"),
         (["--trainer.default_root_dir", "null"], "default_root_dir"),
         (["--data.collector.environment", "Tablecloth"], "Tablecloth"),
@@ -116,7 +118,7 @@ SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
         (["--data.advantage", "grppo"], "grppo"),
         (["--data.group_size", "3"], "(512) must be a multiple of group_size (3)"),
         (["--data.max_refills", "1"], "max_refills needs groups"),
-        (["--data.reschedule.every", "0"], "every must be at least 1 iteration"),
+        (["--data.reschedule.every", "0"], "every must be a number at least 1"),
         (["--data.reschedule", "{every: 1, num_steps: [9]}"], "between 1 and 8"),
         (["--data.eval_num_steps", "0"], "eval_num_steps must be a number at least 1"),
         (["--model.objective.estimator", "step_merge(2)", *REMASKS], "cannot score a sampler with remasking"),
@@ -125,7 +127,7 @@ SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
         (["--model.objective.dual_clip", "1"], "dual_clip must be above 1"),
         (SELECTION_TERM, "needs a random selection"),
         ([*SELECTION_TERM, "--model.policy.sampler.selection_temperature", "1", *REMASKS], "no tractable form"),
-        (["--model.policy.sampler.remask_threshold", "2"], "need 0 <= remask_threshold < 1"),
+        (["--model.policy.sampler.remask_threshold", "2"], "remask_threshold must be >= 0 and < 1"),
         (["--model.policy.sampler.selection_temperature", "-1"], "selection_temperature must be >= 0"),
     ],
 )
@@ -153,6 +155,17 @@ def test_bad_schedules_end_in_one_sentence(verb, content, expected, rl_args, tmp
 
 def test_an_evaluation_of_nothing_is_refused(rl_args, refusal):
     assert "nothing to evaluate" in refusal(["validate", *rl_args, "--data.num_eval_episodes", 0])
+
+
+def test_a_sentence_about_what_is_no_text_can_be_printed(refusal, monkeypatch):
+    """Half a character comes from a file name that is no UTF-8; a terminal may know ASCII alone."""
+    assert r"unknown command 'a\udcff'" in refusal(["a\udcff"])
+    bytes_out = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(bytes_out, encoding="ascii", errors="strict"))
+    with pytest.raises(SystemExit):
+        cli.main(["merge", "m\u00fcll\udcff", "--out", "x"])
+    sys.stderr.flush()
+    assert bytes_out.getvalue().startswith(rb"dvla: error: m\xfcll\udcff holds no evaluation.jsonl")
 
 
 def test_missing_config_file(refusal):
