@@ -50,7 +50,10 @@ def main(args: list[str] | None = None) -> None:
         else:
             raise UserError(f"unknown command {verb!r}; choose from: {', '.join([*TRAINER_VERBS, *TOOLS])}")
     except UserError as error:
-        print(f"dvla: error: {error}", file=sys.stderr)
+        # A file name may hold what is no text, and stderr need not be able to show what is.
+        encoding = sys.stderr.encoding or "utf-8"
+        sentence = str(error).encode(encoding, "backslashreplace").decode(encoding)
+        print(f"dvla: error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,6 +1,7 @@
 """The one exception that the `dvla` command turns into a sentence and exit code 2; the gist of all others."""
 
 import math
+from numbers import Real
 
 
 class UserError(ValueError):
@@ -12,12 +13,19 @@ class UserError(ValueError):
 
 
 def check_number(
-    owner: str, name: str, value: float, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
+    owner: str,
+    name: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
 ) -> None:
-    """Raises `UserError` unless `value` is a finite number with low <= value <= high and above < value."""
-    if isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high and value > above):
+    """Raises `UserError` unless `value` is a finite number with low <= value <= high and above < value < below."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and low <= value <= high and above < value < below):
         parts = [f"at least {low}"] * (low > -math.inf) + [f"above {above}"] * (above > -math.inf)
-        parts += [f"at most {high}"] * (high < math.inf)
+        parts += [f"at most {high}"] * (high < math.inf) + [f"below {below}"] * (below < math.inf)
         raise UserError(f"{owner}: {name} must be a number {' and '.join(parts) or 'that is finite'}, got {value}")
 
 

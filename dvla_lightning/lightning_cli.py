@@ -10,7 +10,6 @@ import traceback
 import warnings
 from typing import Any
 
-from jsonargparse import ActionConfigFile
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -38,7 +37,7 @@ from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
 from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
-from dvla_lightning.tools.parser import useful_line
+from dvla_lightning.tools.parser import ConfigFile, check_nulls, useful_line
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/latest",
@@ -134,6 +133,8 @@ class DVLACommand(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         check_flags(config.trainer, self.subcommand)
+        check_nulls("data", config.data)
+        check_nulls("model.objective", config.model.objective)
         self.directory = RunDirectory(config.trainer.default_root_dir)
         self.checkpoint = self.directory.checkpoint(self.subcommand, config.get("ckpt_path"))
         if self.checkpoint is not None:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from dvla_lightning.errors import UserError, last_line
+from dvla_lightning.errors import UserError, check_number, last_line
 from dvla_lightning.evaluation.run import EvaluationRun
 from dvla_lightning.evaluation.specs import SpecBatch
 from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess, network_evaluations, success_by_steps
@@ -53,6 +53,8 @@ class DVLAModule(LightningModule):
         max_skipped_updates: int = 10,
     ) -> None:
         super().__init__()
+        if value_lr is not None:
+            check_number("model", "value_lr", value_lr, low=0)
         self.policy = policy
         self.objective = objective
         self.optimizer_factory: Callable[..., torch.optim.Optimizer] = optimizer
@@ -188,6 +190,8 @@ class DVLAModule(LightningModule):
             optimizer = self.optimizer_factory(groups)
         except (TypeError, ValueError) as error:
             raise UserError(f"model.optimizer: {error}") from error
+        for group in optimizer.param_groups:  # torch refuses what is below 0 alone
+            check_number("model.optimizer", "lr", float(group["lr"]), low=0)
         if self.lr_scheduler_factory is None:
             return optimizer
         self.schedule = LearningRateSchedule(optimizer, self.lr_scheduler_factory, self.value_lr is not None)
@@ -297,8 +301,27 @@ class DVLAModule(LightningModule):
                 "with the configuration of the run, or start a new one with --model.policy.pretrained"
             )
         checkpoint["state_dict"] = {**own, **saved}
+        self._load_extras(checkpoint)
         self.policy.is_fitted = True
-        self._add_remarks(checkpoint.get("policy_remarks", []))
-        self.policy.reference = checkpoint.get("policy_reference")
-        self.guard.skipped = checkpoint.get("skipped_updates", 0)
         self._saved_schedule = next(iter(checkpoint.get("lr_schedulers", [])), None)
+
+    def _load_extras(self, checkpoint: dict[str, Any]) -> None:
+        """Takes what is no weight, after checking that it is what `on_save_checkpoint` writes."""
+        remarks, skipped = checkpoint.get("policy_remarks", []), checkpoint.get("skipped_updates", 0)
+        reference = checkpoint.get("policy_reference")
+        shapes = {f"backbone.{name}": p.shape for name, p in self.policy.backbone.named_parameters() if p.requires_grad}
+        problem = None
+        if not isinstance(remarks, list) or not all(isinstance(x, str) and x.isprintable() for x in remarks):
+            problem = "policy_remarks are no list of printable texts"
+        elif type(skipped) is not int or skipped < 0:
+            problem = f"skipped_updates must be a whole number of at least 0, got {skipped!r}"
+        elif reference is not None and (not isinstance(reference, dict) or set(reference) != set(shapes)):
+            problem = "policy_reference has not the names of what is trained"
+        elif reference is not None:
+            for name, x in reference.items():
+                if not isinstance(x, Tensor) or x.shape != shapes[name] or not bool(x.isfinite().all()):
+                    problem = f"policy_reference is of another shape or not finite at {name}"
+        if problem is not None:
+            raise UserError(f"{self.trainer.ckpt_path} is no checkpoint of this run: its {problem}")
+        self._add_remarks(remarks)
+        self.policy.reference, self.guard.skipped = reference, skipped

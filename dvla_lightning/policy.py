@@ -25,7 +25,7 @@ from dvla_lightning.paths import local_path
 from dvla_lightning.policy_adapters import add_adapter, rewritten_names
 
 if TYPE_CHECKING:  # importing peft takes seconds
-    from peft import LoraConfig
+    from dvla_lightning.lora_config import LoraOptions
 
 MAX_SEED = 2**63 - 1
 NOT_FINITE = "the policy's {} are not finite: its weights or statistics are of no use any more"
@@ -126,7 +126,7 @@ class DVLAPolicy(nn.Module):
         normalization: NormalizationMode | None = None,
         sampler: SamplerOverrides | None = None,
         value_hidden_dims: Sequence[int] | None = None,
-        lora: LoraConfig | None = None,
+        lora: LoraOptions | None = None,
         trusted_modules: Sequence[str] = (),
     ) -> None:
         super().__init__()

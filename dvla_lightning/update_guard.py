@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 from dvla_lightning.evaluation.ranks import gather_objects
 from dvla_lightning.objectives.base import LossOutput
 from dvla_lightning.objectives.finite import loss_fault
@@ -34,8 +34,7 @@ class UpdateGuard:
     """
 
     def __init__(self, max_skipped: int) -> None:
-        if max_skipped < 0:
-            raise UserError(f"max_skipped_updates must be 0 or more, got {max_skipped}")
+        check_number("model", "max_skipped_updates", max_skipped, low=0)
         self.max_skipped = max_skipped
         self.skipped = 0
         self._place = ""

@@ -22,6 +22,34 @@ def quiet_logging(monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
+@pytest.fixture
+def refusal(capfd, quiet_logging):
+    """A function that returns the sentence a command must end with, after seeing to it that nothing else happened."""
+
+    def sentence(command, *args, unchanged=None, **kwargs):
+        """`command`: the words after `dvla`, or what runs it with the arguments; `unchanged`: a folder."""
+        from dvla_lightning.cli import main
+
+        before = contents(unchanged)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            command(*args, **kwargs) if callable(command) else main([str(word) for word in command])
+        printed = capfd.readouterr().err.rstrip()
+        lines = [line for line in printed.splitlines() if line.startswith("dvla: error: ")]
+        assert stop.value.code == 2 and len(lines) == 1 and "Traceback" not in printed, printed
+        assert printed.endswith(lines[0]) and len(lines[0]) < 700, printed  # of one line, and the last one
+        assert contents(unchanged) == before, "something was written"
+        return lines[0]
+
+    return sentence
+
+
+def contents(folder):
+    """File -> bytes; but for the configuration, which the command line writes before anything is evaluated."""
+    files = [] if folder is None else [path for path in folder.rglob("*") if path.name != "validate.yaml"]
+    return {path: path.read_bytes() if path.is_file() else None for path in files}
+
+
 @pytest.fixture(autouse=True)
 def _restore_torch_state():
     """Global state of torch that one test may change and the next must not see."""

@@ -47,7 +47,7 @@ MAY_IMPORT = {
 # Files that belong to a part without lying in its folder.
 SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
-    **dict.fromkeys(("policy_adapters", "lora_options", "decisions"), "policy"),
+    **dict.fromkeys(("policy_adapters", "lora_options", "lora_config", "decisions"), "policy"),
     "lightning_cli": "cli",
     **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
 }

@@ -62,25 +62,6 @@ def copy(good, tmp_path):
     return shutil.copytree(good, tmp_path / "copy")
 
 
-def refused(capsys, command, folder):
-    """The sentence that a command ends with; the files of `folder` must stay as they are."""
-    before = contents(folder)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in command])
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in err
-    (line,) = [line for line in err.splitlines() if line.startswith("dvla: error: ")]
-    assert len(line) < 700
-    assert contents(folder) == before
-    return line
-
-
-def contents(folder):
-    """Name -> bytes; but for the configuration, which the command line writes before anything is evaluated."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "validate.yaml"}
-
-
 # -- manifests ---------------------------------------------------------------------------------------------------------
 
 
@@ -163,40 +144,40 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("damage", MANIFESTS)
-def test_a_damaged_manifest_is_not_merged(damage, copy, capsys):
+def test_a_damaged_manifest_is_not_merged(damage, copy, refusal):
     edit, sentence = MANIFESTS[damage]
     path = copy / "run" / "evaluation.jsonl"
     path.write_bytes(edit(path.read_bytes()))
-    found = refused(capsys, ["merge", copy / "run", "--out", copy / "all"], copy)
+    found = refusal(["merge", copy / "run", "--out", copy / "all"], unchanged=copy)
     assert f"{path} is damaged in line" in found and sentence in found and "delete the file" in found
 
 
-def test_a_damaged_manifest_is_not_continued(copy, capsys):
+def test_a_damaged_manifest_is_not_continued(copy, refusal):
     path = copy / "run" / "evaluation.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"success": false', b'"success": true', 1))
-    assert "is damaged in line" in refused(capsys, validate(copy), copy)
+    assert "is damaged in line" in refusal(validate(copy), unchanged=copy)
     path.unlink()
     path.mkdir()
-    assert f"{path} cannot be written (Is a directory)" in refused(capsys, validate(copy), copy)
+    assert f"{path} cannot be written (Is a directory)" in refusal(validate(copy), unchanged=copy)
     path.rmdir()
     (copy / "run" / "evaluation.rank-3.jsonl").mkdir()
-    assert "evaluation.rank-3.jsonl cannot be read (Is a directory)" in refused(capsys, validate(copy), copy)
+    assert "evaluation.rank-3.jsonl cannot be read (Is a directory)" in refusal(validate(copy), unchanged=copy)
 
 
-def test_merge_refuses_what_is_no_shard_and_where_it_cannot_write(copy, capsys):
+def test_merge_refuses_what_is_no_shard_and_where_it_cannot_write(copy, refusal):
     run, out = copy / "run", copy / "all"
     (copy / "file").write_text("x")
     (copy / "empty").mkdir()
     (copy / "empty" / "evaluation.jsonl").touch()
     for shard in ("file", "empty", "nowhere"):
-        assert "holds no evaluation.jsonl" in refused(capsys, ["merge", copy / shard, "--out", out], copy)
-    assert "is in both" in refused(capsys, ["merge", run, run, "--out", out], copy)
-    assert "holds an evaluation already" in refused(capsys, ["merge", run, "--out", run], copy)
-    assert "cannot be written (" in refused(capsys, ["merge", run, "--out", copy / "file" / "all"], copy)
-    assert "cannot be read (File name too long)" in refused(capsys, ["merge", run, "--out", "x" * 300], copy)
+        assert "holds no evaluation.jsonl" in refusal(["merge", copy / shard, "--out", out], unchanged=copy)
+    assert "is in both" in refusal(["merge", run, run, "--out", out], unchanged=copy)
+    assert "holds an evaluation already" in refusal(["merge", run, "--out", run], unchanged=copy)
+    assert "cannot be written (" in refusal(["merge", run, "--out", copy / "file" / "all"], unchanged=copy)
+    assert "cannot be read (File name too long)" in refusal(["merge", run, "--out", "x" * 300], unchanged=copy)
     path = run / "evaluation.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    assert "1 of 5 episodes are in none of the shards" in refused(capsys, ["merge", run, "--out", out], copy)
+    assert "1 of 5 episodes are in none of the shards" in refusal(["merge", run, "--out", out], unchanged=copy)
 
 
 # -- evaluation.json and the rest of a report --------------------------------------------------------------------------
@@ -239,19 +220,19 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("damage", RECORDS)
-def test_a_damaged_record_is_not_reported(damage, copy, good, capsys):
+def test_a_damaged_record_is_not_reported(damage, copy, good, refusal):
     edit, sentence = RECORDS[damage]
     path = copy / "run" / "evaluation.json"
     path.write_bytes(edit(path.read_bytes()))
     command = ["report", "--before", good / "run", "--after", copy / "run", "--run", copy, "--out", copy / "r.png"]
-    found = refused(capsys, command, copy)
+    found = refusal(command, unchanged=copy)
     assert f"{path} is not the record of an evaluation (" in found and sentence in found
 
 
-def test_report_refuses_what_it_cannot_read_or_write(copy, good, capsys):
+def test_report_refuses_what_it_cannot_read_or_write(copy, good, refusal):
     def sentence(before=good / "run", run=copy, out=copy / "r.png"):
         command = ["report", "--before", before, "--after", good / "run", "--run", run, "--out", out]
-        return refused(capsys, command, copy)
+        return refusal(command, unchanged=copy)
 
     path = copy / "run" / "evaluation.json"
     path.unlink()
@@ -299,6 +280,12 @@ SCHEDULES = {
     "one number": (b"num_steps: 4", "num_steps must say K for every task"),
     "K is zero": (b"num_steps: {reach: 0}", "must be a positive integer, got 0"),
     "K is true": (b"num_steps: {reach: true}", "must be a positive integer, got True"),
+    "K is text": (b"num_steps: {reach: four}", "must be a positive integer, got 'four'"),
+    "K is half a step": (b"num_steps: {reach: 1.5}", "must be a positive integer, got 1.5"),
+    "K is null": (b"num_steps: {reach: null}", "must be a positive integer, got None"),
+    "a list of steps": (b"num_steps: [1]", "num_steps must say K for every task"),
+    "nothing of each": (b"num_steps:", "num_steps must say K for every task"),
+    "a scalar": (b"4", "is not a step schedule"),
     "K is NaN": (b"num_steps: {reach: .nan}", "must be a positive integer, got nan"),
     "K is a long number": (b"num_steps: {reach: " + LONG + b"}", "is not YAML"),
     "an impossible day": (b"num_steps: {reach: 2024-13-45}", "is not YAML"),
@@ -315,17 +302,17 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("damage", SCHEDULES)
-def test_a_bad_schedule_evaluates_nothing(damage, copy, capsys):
+def test_a_bad_schedule_evaluates_nothing(damage, copy, refusal):
     content, sentence = SCHEDULES[damage]
     path = copy / "schedule.yaml"
     path.write_bytes(content)
-    found = refused(capsys, validate(copy, data__schedule=path, trainer__default_root_dir=copy / "new"), copy)
+    found = refusal(validate(copy, data__schedule=path, trainer__default_root_dir=copy / "new"), unchanged=copy)
     assert str(path) in found and sentence in found
 
 
-def test_a_schedule_that_is_a_directory_or_nowhere(copy, capsys):
+def test_a_schedule_that_is_a_directory_or_nowhere(copy, refusal):
     for path, sentence in ((copy, "cannot be read (Is a directory)"), (copy / "nowhere.yaml", "does not exist")):
-        assert sentence in refused(capsys, validate(copy, data__schedule=path), copy)
+        assert sentence in refusal(validate(copy, data__schedule=path), unchanged=copy)
 
 
 # -- the command itself ------------------------------------------------------------------------------------------------
@@ -341,9 +328,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_evaluation_that_cannot_be(name, copy, capsys):
+def test_an_evaluation_that_cannot_be(name, copy, refusal):
     options, sentence = OPTIONS[name]
-    assert sentence in refused(capsys, validate(copy, **options), copy)
+    assert sentence in refusal(validate(copy, **options), unchanged=copy)
 
 
 def test_seeds_may_be_any_number(copy):

@@ -12,8 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from dvla_lightning.cli import main
+from dvla_lightning import cli
 from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.policy_adapters import add_adapter, merge_adapter
 
 ROOT = Path(__file__).parents[1]
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -224,7 +225,10 @@ DAMAGE = {
         "does not fit MiniBackbone: .*'cameras'",
     ),
     "camera a number": (config("backbone", "init_args", "cameras", value=[1]), r"backbone.cameras must be list\[str\]"),
-    "one bin": (config("action_tokenizer", "init_args", "num_bins", value=1), "UniformBins needs num_bins >= 2, got 1"),
+    "one bin": (
+        config("action_tokenizer", "init_args", "num_bins", value=1),
+        "UniformBins: num_bins must be .* at least 2",
+    ),
     "sampler unknown": (config("sampler", "heat", value=1), "sampler does not fit Sampler: .*'heat'"),
     "sampler zero": (config("sampler", "temperature", value=0), "sampler temperature must be > 0, got 0"),
     "sampler text": (config("sampler", "temperature", value="1"), "sampler.temperature must be float"),
@@ -286,22 +290,6 @@ def directory(good, tmp_path):
     return Path(shutil.copytree(good, tmp_path / "policy"))
 
 
-def listing(path):
-    return sorted((str(each), each.stat().st_size) for each in path.rglob("*"))
-
-
-def refused(words, capsys, sentence, place):
-    """Runs a command line that must end in one sentence and exit code 2, and leave `place` as it is."""
-    before = listing(place)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert stop.value.code == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dvla: error: ")]
-    assert len(errors) == 1 and re.search(sentence, errors[0]), errors
-    assert listing(place) == before, "nothing is written"
-
-
 def load(pretrained, place):
     """The quickest command that loads a policy."""
     words = ["schedule", "--collector.environment", "Tabletop", "--collector.num_envs", 1, "--num_steps", "[1, 2]"]
@@ -309,10 +297,10 @@ def load(pretrained, place):
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_policy_is_one_sentence(name, directory, tmp_path, capsys):
+def test_a_damaged_policy_is_one_sentence(name, directory, tmp_path, refusal):
     damage, sentence = DAMAGE[name]
     damage(directory)
-    refused(load(directory, tmp_path), capsys, sentence, tmp_path)
+    assert re.search(sentence, refusal(load(directory, tmp_path), unchanged=tmp_path))
 
 
 PLACES = {
@@ -337,12 +325,12 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_what_is_no_policy_directory_is_one_sentence(name, directory, tmp_path, capsys):
+def test_what_is_no_policy_directory_is_one_sentence(name, directory, tmp_path, refusal):
     (tmp_path / "empty").mkdir()
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
     shutil.copytree(directory, tmp_path / "best.old")
     pretrained, sentence = PLACES[name]
-    refused(load(pretrained.format(place=tmp_path), tmp_path), capsys, sentence, tmp_path)
+    assert re.search(sentence, refusal(load(pretrained.format(place=tmp_path), tmp_path), unchanged=tmp_path))
 
 
 OPTIONS = {
@@ -367,20 +355,43 @@ OPTIONS = {
     "lora.alpha_pattern {FAKE: 2}": "lora.alpha_pattern: 'FAKE' matches nothing that gets an adapter",
     "lora.exclude_modules [FAKE]": "lora.exclude_modules: 'FAKE' matches no module",
     "lora.layers_to_transform [0]": "lora.layers_to_transform chooses among target_modules: give their names",
-    "lora.init_lora_weights pisa": "init_lora_weights",
-    "lora.init_lora_weights eva": "lora: .*not supported",
-    "lora.init_lora_weights loftq": "lora: .*init_lora_weights|loftq",
+    **{
+        f"lora.init_lora_weights {name}": f"lora: init_lora_weights '{name}' is not supported: choose true"
+        for name in ("pisa", "eva", "pissa_niter_x", "pissa_niter_-1", "pissa_niter_", "xpissa_niter_4", "5")
+    },
+    "lora.init_lora_weights loftq": "lora: option loftq_config is not supported",
+    "lora.init_lora_weights [pissa]": r"init_lora_weights: Expected bool or str, got \['pissa'\]",
     "lora.megatron_config {a: 1}": "lora: option megatron_config is not supported",
     "lora.rank 4": "lora: Option 'rank' is not accepted",
 }
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_an_option_of_the_policy_that_does_not_fit_is_one_sentence(option, directory, tmp_path, capsys):
+def test_an_option_of_the_policy_that_does_not_fit_is_one_sentence(option, directory, tmp_path, refusal):
     name, value = option.split(" ", 1)
     words = ["fit", "--config", ROOT / "configs/rl.yaml", "--model.policy.pretrained", directory]
     words += ["--trainer.default_root_dir", tmp_path / "run", f"--model.policy.{name}", value]
-    refused(words, capsys, OPTIONS[option], tmp_path)
+    assert re.search(OPTIONS[option], refusal(words, unchanged=tmp_path))
+
+
+@pytest.mark.parametrize("place", ["words", "yaml"])
+def test_an_initialisation_whose_name_holds_a_number_can_be_asked_for(place, directory, tmp_path, monkeypatch):
+    """pissa moves a part of each weight into the adapter: another base, and the same sum."""
+    made = []
+    monkeypatch.setattr("dvla_lightning.policy.add_adapter", lambda *args: made.append(add_adapter(*args)) or made[0])
+    lora = {"init_lora_weights": "pissa_niter_4", "r": 2, "target_modules": ["head"]}
+    (tmp_path / "lora.yaml").write_text(json.dumps({"model": {"policy": {"lora": lora}}}))
+    words = [f"--model.policy.lora.{name}={json.dumps(value).strip(chr(34))}" for name, value in lora.items()]
+    words = words if place == "words" else ["--config", tmp_path / "lora.yaml"]
+    words = ["fit", "--config", ROOT / "configs/rl.yaml", "--model.policy.pretrained", directory, *words]
+    words += ["--trainer.fast_dev_run", "true", "--trainer.default_root_dir", tmp_path, "--trainer.accelerator", "cpu"]
+    cli.main([str(word) for word in [*words, "--data.num_eval_episodes", 0, "--model.optimizer.lr", 0]])
+    before = DVLAPolicy.from_pretrained(directory).backbone  # with the adapter that was saved
+    old = merge_adapter(before, directory).get_parameter("head.weight")
+    new = made[0].get_parameter("base_model.model.head.base_layer.weight")
+    head = made[0].get_submodule("base_model.model.head")
+    assert made[0].peft_config["default"].init_lora_weights == "pissa_niter_4"
+    assert not torch.allclose(old, new) and torch.allclose(old, new + head.get_delta_weight("default"), atol=1e-5)
 
 
 def test_the_policy_that_the_rows_damage_is_good(directory):

@@ -194,5 +194,5 @@ def test_two_ranks_decide_together(tmp_path):
 
 
 def test_a_negative_allowance_is_refused(tiny_policy):
-    with pytest.raises(UserError, match="max_skipped_updates must be 0 or more, got -1"):
+    with pytest.raises(UserError, match="max_skipped_updates must be a number at least 0, got -1"):
         DVLAModule(tiny_policy, TrajectoryPPO(), max_skipped_updates=-1)

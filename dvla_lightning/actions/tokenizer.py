@@ -14,23 +14,25 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dvla_lightning.actions.statistics import StatisticsModule, check_samples
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
+
+MAX_BINS = 2**20
+"""Far more than any robot resolves (MM-ACT: 2048), and few enough for memory."""
 
 
 class ActionTokenizer(StatisticsModule, ABC):
     """What the policy asks of a tokenizer. Subclasses map single numbers in `_encode` and `_decode`.
 
     Args:
-        num_bins: size V of the action vocabulary, at least 2.
+        num_bins: size V of the action vocabulary, 2 to `MAX_BINS`.
 
     Raises:
-        UserError: for fewer than two bins.
+        UserError: for another number of bins.
     """
 
     def __init__(self, num_bins: int) -> None:
         super().__init__()
-        if num_bins < 2:
-            raise UserError(f"{type(self).__name__} needs num_bins >= 2, got {num_bins}")
+        check_number(type(self).__name__, "num_bins", num_bins, low=2, high=MAX_BINS)
         self.num_bins = num_bins
 
     @property
@@ -151,8 +153,7 @@ class QuantileBins(ActionTokenizer):
 
     def __init__(self, num_bins: int, action_dim: int) -> None:
         super().__init__(num_bins)
-        if action_dim < 1:
-            raise UserError(f"QuantileBins needs action_dim >= 1, got {action_dim}")
+        check_number("QuantileBins", "action_dim", action_dim, low=1)
         self.action_dim = action_dim
         self.register_buffer("edges", torch.full((action_dim, num_bins - 1), float("nan")))
         self.register_buffer("centers", torch.full((action_dim, num_bins), float("nan")))

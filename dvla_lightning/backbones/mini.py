@@ -14,7 +14,7 @@ from dvla_lightning.backbones.attention import attend_to_prompt_and_view
 from dvla_lightning.backbones.base import Backbone, Processor, Prompt, PromptRow
 from dvla_lightning.backbones.vision import MAX_TEXT_IDS, ImageEncoder, InstructionEncoder, hashed_text_ids
 from dvla_lightning.envs.base import Observation
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 
 
 @dataclass
@@ -151,11 +151,8 @@ class MiniBackbone(Backbone):
                 f"MiniBackbone: image_size ({image_size}) must be a multiple of 16, channels ({channels}) of 8, "
                 f"and dim ({dim}) of num_heads ({num_heads})"
             )
-        if text_buckets < 2 or text_length < 1:
-            raise UserError(
-                f"MiniBackbone: text_buckets must be at least 2 and text_length at least 1, got {text_buckets} and "
-                f"{text_length}"
-            )
+        check_number("MiniBackbone", "text_buckets", text_buckets, low=2)
+        check_number("MiniBackbone", "text_length", text_length, low=1)
         self.processor: MiniProcessor = MiniProcessor(
             cameras, image_size, proprioception_dim, text_buckets, text_length
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightning.pytorch import __version__ as lightning_version
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
-from dvla_lightning.checkpointing.optimizer_states import is_optimizer_state
+from dvla_lightning.checkpointing.optimizer_states import is_optimizer_state, listed
 from dvla_lightning.errors import UserError
 
 RECORD = "dvla"
@@ -63,26 +63,28 @@ def check_finite(checkpoint: Mapping[str, Any], problem: str) -> None:
     Infinity is allowed in buffers, where it may be a mask.
     """
     buffers = checkpoint.get(RECORD, {}).get("buffers", ())
-    optimizers = {
-        f"optimizer {n}, {key} of parameter {index}": value
-        for n, optimizer in enumerate(checkpoint.get("optimizer_states", []))
-        for index, values in optimizer["state"].items()
-        for key, value in values.items()
-    }
-    rates = {
-        f"optimizer {n}, {key} of group {index}": torch.tensor(value)
-        for n, optimizer in enumerate(checkpoint.get("optimizer_states", []))
-        for index, group in enumerate(optimizer["param_groups"])
-        for key, value in group.items()
-        if isinstance(value, float)
-    }
-    for name, value in (*checkpoint["state_dict"].items(), *optimizers.items(), *rates.items()):
-        value = torch.as_tensor(value)
+    for name, number in _numbers(checkpoint):
+        value = torch.as_tensor(number)
         if not (value.is_floating_point() or value.is_complex()):
             continue
-        wrong = value.isnan() if name in buffers else ~value.isfinite()
-        if bool(wrong.any()):
+        may_be_infinite = name in buffers and name in checkpoint["state_dict"]
+        if bool((value.isnan() if may_be_infinite else ~value.isfinite()).any()):
             raise UserError(f"{problem}: {name} holds numbers that are not finite")
+
+
+def _numbers(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of all that must be finite: weights, the state of optimizers, their options."""
+    yield from checkpoint["state_dict"].items()
+    for n, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
+        for index, values in optimizer["state"].items():
+            for key, value in values.items():
+                for each in listed(value):
+                    if each is not None:
+                        yield f"optimizer {n}, {key} of parameter {index}", each
+        for index, group in enumerate(optimizer["param_groups"]):
+            for key, value in group.items():
+                if isinstance(value, float):
+                    yield f"optimizer {n}, {key} of group {index}", value
 
 
 def _same_kind(saved: Any, own: Any) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Size, Tensor
+from torch.optim import LBFGS, Optimizer
+
+FACTORS = {"row_var": -1, "col_var": -2}
+"""Of Adafactor: the dimension of the parameter over which these are a mean."""
 
 
 def is_optimizer_state(state: Any) -> bool:
@@ -14,11 +17,11 @@ def is_optimizer_state(state: Any) -> bool:
     if not isinstance(state, dict) or set(state) != {"state", "param_groups"}:
         return False
     values, groups = state["state"], state["param_groups"]
+    plain = (int, float, Tensor, type(None))
     if not isinstance(values, dict) or not isinstance(groups, list):
         return False
-    numbers = (int, float, Tensor)
     return all(
-        isinstance(value, dict) and all(isinstance(each, numbers) for each in value.values())
+        isinstance(value, dict) and all(isinstance(x, plain) for each in value.values() for x in listed(each))
         for value in values.values()
     ) and all(
         isinstance(group, dict)
@@ -26,6 +29,11 @@ def is_optimizer_state(state: Any) -> bool:
         and all(isinstance(number, int) for number in group["params"])
         for group in groups
     )
+
+
+def listed(value: Any) -> list[Any]:
+    """The values in an entry of a state: LBFGS keeps lists, the others single ones."""
+    return value if isinstance(value, list) else [value]
 
 
 def misfit(saved: Mapping[str, Any], optimizer: Optimizer) -> str | None:
@@ -47,13 +55,25 @@ def misfit(saved: Mapping[str, Any], optimizer: Optimizer) -> str | None:
         for numbers_of, parameters_of in zip(numbers, parameters, strict=True)
         for number, parameter in zip(numbers_of, parameters_of, strict=True)
     }
-    keys: set[str] | None = None
+    if isinstance(optimizer, LBFGS):  # one state, of all parameters in a row, kept under the first
+        shapes = dict.fromkeys(list(shapes)[:1], Size([sum(shape.numel() for shape in shapes.values())]))
+    keys: dict[bool, set[str]] = {}
     for number, values in saved["state"].items():
         if number not in shapes:
             return f"has a state of parameter {number!r}, which does not exist"
-        if set(values) != (keys := keys or set(values)):
+        is_matrix = len(shapes[number]) > 1  # Adafactor keeps something else for these
+        if set(values) != keys.setdefault(is_matrix, set(values)):
             return f"has not the same state for parameter {number} as for the others"
         for key, value in values.items():
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != shapes[number]:
+            if any(_has_other_shape(key, each, shapes[number]) for each in listed(value)):
                 return f"has {key} of another shape for parameter {number}"
     return None
+
+
+def _has_other_shape(key: str, value: Any, shape: Size) -> bool:
+    if not isinstance(value, Tensor) or value.numel() == 1:
+        return False
+    expected = list(shape)
+    if key in FACTORS and len(shape) > 1:
+        expected[FACTORS[key]] = 1
+    return list(value.shape) != expected

@@ -48,6 +48,9 @@ class RunRecord(Callback):
         subject = f"{path} is no checkpoint of a run: it"
         check_form(record, {"actions": {}, "lora_scaling": [], "frozen_weights": "", "precision": ""}, subject)
         check_form(checkpoint["loops"][loop or "predict_loop"], own_loop.state_dict(), subject)
+        # Infinity is let through in what it calls a buffer.
+        if weights := set(record.get("buffers", [])) & {name for name, _ in module.named_parameters()}:
+            raise UserError(f"{subject} calls {min(weights)} a buffer, and it is a weight here")
         own = _describe(module)
         for key, meaning in (("actions", "action tokens"), ("lora_scaling", "lora_alpha / r")):
             if record[key] != own[key]:

@@ -15,7 +15,7 @@ from dvla_lightning.data.clipping import clipping_report
 from dvla_lightning.data.episode_files import Demonstration, load_demonstrations, num_copies
 from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
 from dvla_lightning.data.seeding import seed_epoch
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 from dvla_lightning.objectives.supervised import DemonstrationBatch
 from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
@@ -88,8 +88,7 @@ class DemonstrationDataModule(EvaluationDataModule):
         eval_shard: str | None = None,
         seed: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"data: batch_size must be at least 1, got {batch_size}")
+        check_number("data", "batch_size", batch_size, low=1)
         super().__init__(
             collector,
             tasks,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dvla_lightning.data.rollout_metrics import Gather
-from dvla_lightning.errors import UserError, last_line
+from dvla_lightning.errors import UserError, check_number, last_line
 from dvla_lightning.rl.advantages import informative_groups
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 
@@ -31,17 +31,18 @@ class EpisodeGroups:
     """
 
     def __init__(self, advantage: AdvantageName, size: int, max_refills: int | None, num_episodes: int) -> None:
+        check_number("data", "group_size", size, low=1)
         if advantage in ("grpo", "rloo") and size < 2:
             raise UserError(
                 f"data: advantage {advantage} compares episodes that begin alike: set group_size to at least 2, got "
                 f"{size}"
             )
-        if size < 1 or num_episodes % size:
+        if num_episodes % size:
             raise UserError(f"data: episodes_per_iteration ({num_episodes}) must be a multiple of group_size ({size})")
-        if max_refills is not None and (size < 2 or max_refills < 0):
-            raise UserError(
-                f"data: max_refills needs groups (group_size is {size}) and must not be negative ({max_refills})"
-            )
+        if max_refills is not None:
+            check_number("data", "max_refills", max_refills, low=0)
+            if size < 2:
+                raise UserError("data: max_refills needs groups: set group_size to at least 2")
         self.compares = advantage in ("grpo", "rloo")
         self.size, self.max_refills = size, max_refills
 

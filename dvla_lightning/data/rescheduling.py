@@ -10,8 +10,8 @@ from pathlib import Path
 from lightning import Trainer
 
 from dvla_lightning.data.evaluation import EvaluationDataModule
-from dvla_lightning.errors import UserError
-from dvla_lightning.evaluation.step_measurement import check_measurement, measure_schedule
+from dvla_lightning.errors import check_number
+from dvla_lightning.evaluation.step_measurement import check_choice, check_measurement, measure_schedule
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
@@ -39,8 +39,8 @@ class Rescheduling:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"data.reschedule: every must be at least 1 iteration, got {self.every}")
+        check_number("data.reschedule", "every", self.every, low=1)
+        check_choice(self.num_steps, self.episodes_per_task, self.margin, self.confidence)
 
     def check(self, policy: DVLAPolicy, collector: Collector, tasks: Sequence[str]) -> None:
         """Raises `UserError` for what cannot be measured."""

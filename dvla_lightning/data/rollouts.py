@@ -17,7 +17,7 @@ from dvla_lightning.data.minibatches import IterationStream, minibatches
 from dvla_lightning.data.rescheduling import Rescheduling, measurement_metrics
 from dvla_lightning.data.rollout_metrics import episode_metrics, mean_commit_order, normalize_advantages, time_metrics
 from dvla_lightning.data.seeding import seed_epoch
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.policy import DVLAPolicy
@@ -107,10 +107,11 @@ class RolloutDataModule(EvaluationDataModule):
             save_videos,
             eval_shard,
         )
-        if min(episodes_per_iteration, minibatch_size, ppo_epochs) < 1:
-            raise UserError("data: episodes_per_iteration, minibatch_size and ppo_epochs must be at least 1")
-        if not (0 <= gamma <= 1 and 0 <= gae_lambda <= 1):
-            raise UserError(f"data: gamma and gae_lambda must be between 0 and 1, got {gamma} and {gae_lambda}")
+        check_number("data", "episodes_per_iteration", episodes_per_iteration, low=1)
+        check_number("data", "minibatch_size", minibatch_size, low=1)
+        check_number("data", "ppo_epochs", ppo_epochs, low=1)
+        check_number("data", "gamma", gamma, low=0, high=1)
+        check_number("data", "gae_lambda", gae_lambda, low=0, high=1)
         self.episodes_per_iteration = episodes_per_iteration
         self.minibatch_size, self.ppo_epochs = minibatch_size, ppo_epochs
         self.gamma, self.gae_lambda, self.bootstrap_truncated = gamma, gae_lambda, bootstrap_truncated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any, get_args
 
 import torch
@@ -17,6 +18,14 @@ from dvla_lightning.diffusion.selection import Confidence, confidence_score, pla
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(noisy_NL int64, rows_N int64 into the batch) -> logits_NLV: the network in one masked state of some rows."""
+
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("> 0", lambda x: 0 < x < inf),
+    "selection_temperature": (">= 0", lambda x: 0 <= x < inf),
+    "remask_threshold": (">= 0 and < 1", lambda x: 0 <= x < 1),
+    "remask_drop": ("> 0 and <= 1", lambda x: 0 < x <= 1),
+}
+"""Numbers of a `Sampler`: what they must be."""
 
 
 @dataclass
@@ -80,22 +89,18 @@ class Sampler:
     remask_drop: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"sampler temperature must be > 0, got {self.temperature}; use greedy: true for argmax")
-        if not 0 <= self.selection_temperature < float("inf"):
-            raise ValueError(f"sampler selection_temperature must be >= 0, got {self.selection_temperature}")
+        for name, (words, fits) in RANGES.items():
+            number = getattr(self, name)
+            if not isinstance(number, (int, float)) or isinstance(number, bool) or not fits(number):
+                hint = "; use greedy: true for argmax" if name == "temperature" else ""
+                raise ValueError(f"sampler {name} must be {words}, got {number!r}{hint}")
         for name, value, options in (
             ("confidence", self.confidence, get_args(Confidence)),
             ("schedule", self.schedule, get_args(MaskSchedule)),
             ("greedy", self.greedy, (True, False)),
         ):
-            if value not in options:
+            if type(value) is not type(options[0]) or value not in options:  # the text "false" would be true
                 raise ValueError(f"sampler {name} must be one of {', '.join(map(str, options))}, got {value!r}")
-        if not (0 <= self.remask_threshold < 1 and 0 < self.remask_drop <= 1):
-            raise ValueError(
-                "sampler: need 0 <= remask_threshold < 1 and 0 < remask_drop <= 1, got "
-                f"{self.remask_threshold} and {self.remask_drop}"
-            )
 
     @property
     def remasks(self) -> bool:

@@ -189,6 +189,8 @@ class Environment(ABC):
         """
         if tasks == "all":
             return self.tasks
+        if not isinstance(tasks, (str, list, tuple)):
+            raise UserError(f"{type(self).__name__}: tasks must be all, one name or a list of names, got {tasks!r}")
         names = tuple([tasks] if isinstance(tasks, str) else tasks)
         if repeated := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{type(self).__name__}: task {repeated[0]!r} is given twice")

@@ -177,17 +177,22 @@ def check_measurement(
     confidence: float,
 ) -> None:
     """Complains before the first episode."""
+    check_choice(num_steps, episodes_per_task, margin, confidence)
+    for steps in num_steps:
+        policy.check_num_steps(steps)
+    policy.check_environment(collector.environment)
+
+
+def check_choice(num_steps: Sequence[int], episodes_per_task: int, margin: float, confidence: float) -> None:
+    """Complains about what no policy could be measured with."""
     if not 0 < margin < 1:
         raise UserError(f"margin must be a success rate between 0 and 1, such as 0.05, got {margin}")
     if not 0.5 < confidence < 1:
         raise UserError(f"confidence must be between 0.5 and 1, such as 0.95, got {confidence}")
     if not num_steps or len(set(num_steps)) < len(num_steps):
         raise UserError(f"num_steps must be a list of different numbers, such as [1, 2, 4], got {list(num_steps)}")
-    for steps in num_steps:
-        policy.check_num_steps(steps)
     if episodes_per_task < 1:
         raise UserError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
-    policy.check_environment(collector.environment)
 
 
 def _run(

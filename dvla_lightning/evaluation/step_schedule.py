@@ -95,8 +95,9 @@ class StepSchedule(Mapping[str, int]):
         Raises:
             UserError: if the file is missing, not YAML or not a schedule.
         """
+        place = local_path(path, "the step schedule")
         try:
-            content = yaml.load(local_path(path, "the step schedule").read_text(encoding="utf-8"), _Loader)
+            content = yaml.load(place.read_text(encoding="utf-8"), _Loader)
         except FileNotFoundError:
             raise UserError(f"the step schedule {path} does not exist: {MEASURE}") from None
         except OSError as error:

@@ -53,6 +53,8 @@ def check_flags(flags: Any, verb: str) -> None:
     Raises:
         UserError: for the first that cannot be used.
     """
+    if not hasattr(flags, "get"):
+        raise UserError(f"trainer must be a mapping from flags to values, got {flags!r}")
     for name, lowest, instead in (
         ("accumulate_grad_batches", 1, ""),
         ("check_val_every_n_epoch", 1, "; to evaluate nothing set data.num_eval_episodes: 0"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from dvla_lightning.backbones.base import Prompt
 from dvla_lightning.diffusion.schedule import MaskSchedule
 from dvla_lightning.diffusion.views import corrupted_views
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import check_number
 from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.objectives.diagnostics import scored_mean
 from dvla_lightning.policy import DVLAPolicy
@@ -47,8 +47,7 @@ class SupervisedObjective(Objective):
     batch_type = DemonstrationBatch
 
     def __init__(self, num_views: int = 4, schedule: MaskSchedule = "cosine") -> None:
-        if num_views < 1:
-            raise UserError(f"SupervisedObjective: num_views must be at least 1, got {num_views}")
+        check_number("SupervisedObjective", "num_views", num_views, low=1)
         self.num_views = num_views
         self.schedule: MaskSchedule = schedule
 

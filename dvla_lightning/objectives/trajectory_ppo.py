@@ -110,11 +110,7 @@ class TrajectoryPPO(Objective):
         for name, limit in limits.items():
             if limit is not None:
                 check_number("TrajectoryPPO", name, limit, above=0)
-        if not (0 < clip_ratio_low < 1 and clip_ratio_high > 0):
-            raise UserError(
-                f"TrajectoryPPO: need 0 < clip_ratio_low < 1 and clip_ratio_high > 0, "
-                f"got {clip_ratio_low} and {clip_ratio_high}"
-            )
+        check_number("TrajectoryPPO", "clip_ratio_low", clip_ratio_low, above=0, below=1)
         if dual_clip is not None and dual_clip <= 1:
             raise UserError(f"TrajectoryPPO: dual_clip must be above 1 (or null), got {dual_clip}")
         if credit == "per_step" and ratio_level != "token":

@@ -35,6 +35,9 @@ def check_transition(
             setattr(transition, name, _flag(name, getattr(transition, name)))
         for name in ("reward", "simulation_seconds", "rendering_seconds"):
             setattr(transition, name, _number(name, getattr(transition, name)))
+        for name in ("simulation_seconds", "rendering_seconds"):
+            if getattr(transition, name) < 0:
+                raise ValueError(f"{name} is {getattr(transition, name)}, below 0")
         _check_actions(transition.actions, before is not None, most_actions, environment.action_dim)
         earlier = before.observation["images"] if before is not None and before.observation else {}
         _check_observation(transition.observation, earlier, environment)

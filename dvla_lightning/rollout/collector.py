@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from dvla_lightning.envs.base import Environment
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import check_number
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 from dvla_lightning.rollout.pool import Actor, Command, WorkerPool
@@ -65,14 +64,11 @@ class Collector:
         progress: bool = True,
         reproducible: bool = False,
     ) -> None:
-        if num_workers < 0 or num_envs < 1:
-            raise UserError(f"collector: need num_workers >= 0 and num_envs >= 1, got {num_workers} and {num_envs}")
-        if not (math.isfinite(reset_timeout + step_timeout) and min(reset_timeout, step_timeout) > 0):
-            raise UserError(
-                f"collector: reset_timeout and step_timeout are seconds above 0, got {reset_timeout} and {step_timeout}"
-            )
-        if max_retries < 0:
-            raise UserError(f"collector: max_retries must not be negative, got {max_retries}")
+        check_number("collector", "num_workers", num_workers, low=0)
+        check_number("collector", "num_envs", num_envs, low=1)
+        check_number("collector", "reset_timeout", reset_timeout, above=0)
+        check_number("collector", "step_timeout", step_timeout, above=0)
+        check_number("collector", "max_retries", max_retries, low=0)
         self.environment = environment
         self.num_workers, self.num_envs = num_workers, num_envs
         self.reset_timeout, self.step_timeout, self.max_retries = reset_timeout, step_timeout, max_retries

@@ -55,6 +55,8 @@ def doctor(
         raise UserError(f"dvla doctor: unknown LIBERO suite {suite!r}; choose from: all, {', '.join(MAX_STEPS)}")
     suites = tuple(MAX_STEPS) if suite == "all" else (suite,)
     folder = local_path(pictures, "--pictures")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--pictures {pictures} is a file: give a folder")
     libero_checks = check_libero(libero, suites, folder)
     robotwin_checks = check_robotwin(robotwin, environment, folder)
     healthy = True

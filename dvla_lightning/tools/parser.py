@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pkgutil
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from dvla_lightning.errors import UserError
 
 UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments:|Option|does not accept option) '?([-\w.=]+)")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$")
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config`: the sentence about a file that holds no options names the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        """Reads the file.
+
+        Raises:
+            UserError: if it is no YAML, or no mapping.
+        """
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (TypeError, UserError, UnicodeDecodeError) as error:
+            found = error.__context__ if isinstance(error, UserError) else error
+            if str(found).startswith("Unexpected config"):
+                raise UserError(f"--config {values} holds no mapping from options to values") from error
+            fault = found if isinstance(found, UnicodeDecodeError) else found and found.__cause__
+            if isinstance(fault, (yaml.YAMLError, UnicodeDecodeError)):
+                words = " ".join(str(fault).replace('in "<unicode string>", ', "in ").split())
+                raise UserError(f"--config {values} is not YAML ({words})") from error
+            raise
 
 
 class OneSentenceParser(ArgumentParser):
@@ -36,12 +60,15 @@ def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key") and '"' in line]
     where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
-    return where + _all_expected(useful, given) + _meant(useful[0], keys, parser)
+    found = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", _all_expected(useful, given))
+    return where + found + _meant(useful[0], keys, parser)
 
 
 def _all_expected(useful: Sequence[str], given: str | None) -> str:
     """The first line; of several types that would have done, all."""
-    expected = [line.removeprefix("Expected a ") for line in useful if line.startswith("Expected a ")]
+    expected = [
+        line.removeprefix("Expected a ").split(". Got value")[0] for line in useful if line.startswith("Expected a ")
+    ]
     if (
         given is None
         or given.startswith(("{", "NestedArg"))
@@ -73,6 +100,23 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
     return ""
 
 
+def check_nulls(name: str, part: Any) -> None:
+    """Raises `UserError` for null where a class takes none: jsonargparse lets it pass in the arguments of a class.
+
+    Args:
+        name: of the option.
+        part: its value in a parsed configuration.
+    """
+    if not isinstance(part, Namespace) or not isinstance(part.get("init_args"), Namespace):
+        return
+    parameters = inspect.signature(pkgutil.resolve_name(part.class_path)).parameters
+    for argument, value in vars(part.init_args).items():
+        if value is not None or argument not in parameters or parameters[argument].default is None:
+            continue
+        if not re.search(r"\bNone\b|\bOptional\b|\bAny\b|_empty", str(parameters[argument].annotation)):
+            raise UserError(f"{name}.{argument} cannot be null")
+
+
 def _actions(parser: ArgumentParser) -> list[Any]:
     """The options of a parser and of its verbs."""
     verbs = [verb for action in parser._actions for verb in getattr(action, "_name_parser_map", {}).values()]
@@ -96,9 +140,11 @@ def run_tool(function: Callable[..., Any], args: Sequence[str], name: str) -> An
         UserError: for arguments that do not fit.
     """
     parser = OneSentenceParser(prog=name, description=(function.__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file with the options below")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with the options below")
     parser.add_function_arguments(function, fail_untyped=True, sub_configs=True)
     config = parser.parse_args(list(args))
+    for option, part in vars(config).items():
+        check_nulls(option, part)
     try:
         arguments = parser.instantiate(config)
     except UserError:

@@ -175,9 +175,9 @@ def test_saved_arguments_and_state_rebuild_the_tokenizer(quantile_bins, samples)
 
 
 def test_refusals(quantile_bins):
-    with pytest.raises(UserError, match="num_bins >= 2"):
+    with pytest.raises(UserError, match="num_bins must be a number at least 2"):
         UniformBins(1)
-    with pytest.raises(UserError, match="action_dim >= 1"):
+    with pytest.raises(UserError, match="action_dim must be a number at least 1"):
         QuantileBins(4, action_dim=0)
     with pytest.raises(UserError, match=r"NaN \(action dimensions \[1\]\)"):
         UniformBins().encode(torch.tensor([[0.0, float("nan")]]))

@@ -250,7 +250,7 @@ def test_the_length_of_texts_is_an_option_of_the_backbone():
     prompt = prompt_of(backbone, [make_observation(instruction=" ".join(f"w{n}" for n in range(50)))])
     assert prompt["text_ids"].shape == (1, 100) and (prompt["text_ids"] > 0).all()
     for bad in ({"text_buckets": 1}, {"text_length": 0}):
-        with pytest.raises(UserError, match="text_buckets must be at least 2 and text_length at least 1"):
+        with pytest.raises(UserError, match=r"text_(buckets|length) must be a number at least"):
             MiniBackbone(**options, **bad)
 
 

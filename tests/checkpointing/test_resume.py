@@ -155,6 +155,15 @@ def test_an_iteration_that_target_kl_ended_is_complete(run_rl, tmp_path, capfd):
     assert last["epoch"] == 1 and last["dvla"]["is_epoch_end"]
 
 
+def test_an_optimizer_whose_state_is_not_shaped_like_its_parameters(run_rl, tmp_path):
+    options = {"model__optimizer": "Adafactor", "model__optimizer__lr": 1e-2}
+    for name, epochs in (("whole", (2,)), ("resumed", (1, 2))):
+        for number, epoch in enumerate(epochs):
+            path = "last" if number else "null"
+            run_rl(tmp_path / name, **options, trainer__max_epochs=epoch, ckpt_path=path)
+    expect_same_end(tmp_path / "whole", tmp_path / "resumed")
+
+
 def test_an_epoch_of_sft_that_was_cut_short_is_run_again(tmp_path, capfd):
     collect(Collector(Tabletop(), progress=False), str(tmp_path / "demos"), 5)
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -97,9 +97,9 @@ def test_an_episode_whose_partner_died_is_left_out(make_data, advantage):
         ({"group_size": 1}, "advantage grpo compares episodes that begin alike: set group_size to at least 2, got 1"),
         ({"group_size": 1, "advantage": "rloo"}, "advantage rloo compares"),
         ({"group_size": 3}, r"episodes_per_iteration \(8\) must be a multiple of group_size \(3\)"),
-        ({"group_size": 0, "advantage": "gae"}, "multiple of group_size"),
+        ({"group_size": 0, "advantage": "gae"}, "group_size must be a number at least 1"),
         ({"group_size": 1, "advantage": "gae", "max_refills": 1}, "max_refills needs groups"),
-        ({"max_refills": -1}, "must not be negative"),
+        ({"max_refills": -1}, "max_refills must be a number at least 0"),
     ],
 )
 def test_senseless_groups_are_refused(make_data, options, sentence):

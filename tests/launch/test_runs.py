@@ -37,15 +37,6 @@ def fit(tiny_policy, tmp_path):
     return run
 
 
-def refused(capsys, run, *args, **kwargs):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(*args, **kwargs)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dvla: error: ")]
-    assert stop.value.code == 2 and len(lines) == 1
-    return lines[0]
-
-
 def content(directory):
     """Every file below it, by its hash."""
     files = (path for path in directory.rglob("*") if path.is_file())
@@ -60,7 +51,7 @@ CSV = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir"]
 
 
 @pytest.mark.parametrize("logger", ["default", "csv", "none", "two"])
-def test_a_saved_configuration_starts_a_run_elsewhere_and_leaves_its_own_alone(logger, fit, tmp_path, capsys):
+def test_a_saved_configuration_starts_a_run_elsewhere_and_leaves_its_own_alone(logger, fit, tmp_path, refusal):
     logs = {"default": [], "csv": [*CSV, tmp_path / "logs"], "none": ["--trainer.logger", "false"]}
     pair = "lightning.pytorch.loggers."
     both = [{"class_path": f"{pair}{name}", "init_args": {"save_dir": str(tmp_path / "logs")}}
@@ -75,18 +66,18 @@ def test_a_saved_configuration_starts_a_run_elsewhere_and_leaves_its_own_alone(l
     before = content(a)
     fit(b, config=str(a / "config.yaml"))
     assert content(a) == before and epoch(b) == 0
-    assert "already holds a run: continue it with --ckpt_path last" in refused(capsys, fit, a, *logs[logger])
+    assert "already holds a run: continue it with --ckpt_path last" in refusal(fit, a, *logs[logger])
     assert content(a) == before
     fit(a, "--ckpt_path", "last", *logs[logger], epochs=2)
     assert epoch(a) == 1
 
 
-def test_a_command_that_is_refused_leaves_the_configuration_of_the_run(fit, tmp_path, capsys):
+def test_a_command_that_is_refused_leaves_the_configuration_of_the_run(fit, tmp_path, refusal):
     run = tmp_path / "run"
     fit(run)
     before = content(run)
     lora = ["--model.policy.lora.r", 2, "--model.policy.lora.target_modules", "all-linear"]
-    assert "does not fit this policy" in refused(capsys, fit, run, "--ckpt_path", "last", *lora, epochs=2)
+    assert "does not fit this policy" in refusal(fit, run, "--ckpt_path", "last", *lora, epochs=2)
     after = content(run)
     assert {name: after[name] for name in before} == before
 
@@ -105,25 +96,25 @@ def test_one_command_starts_a_run_and_goes_on_with_it(fit, tmp_path, monkeypatch
     assert (whole / "validate.yaml").exists()
 
 
-def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(fit, tmp_path, capsys):
+def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(fit, tmp_path, refusal):
     a, b, c = (tmp_path / name for name in "abc")
     fit(a)
     fit(b)
     before = content(b)
     other = a / "checkpoints" / "last.ckpt"
-    assert "is of another one" in refused(capsys, fit, b, "--ckpt_path", other, epochs=2)
+    assert "is of another one" in refusal(fit, b, "--ckpt_path", other, epochs=2)
     assert content(b) == before
     fit(c, "--ckpt_path", other, epochs=2)  # into a new directory it may
     assert epoch(c) == 1 and epoch(a) == 0
 
 
 @pytest.mark.parametrize("flags", [["--trainer.enable_checkpointing", "false"], ["--trainer.barebones", "true"]])
-def test_a_run_without_checkpoints_says_that_it_cannot_be_resumed(flags, fit, tmp_path, capsys):
+def test_a_run_without_checkpoints_says_that_it_cannot_be_resumed(flags, fit, tmp_path, capfd, refusal):
     run = tmp_path / "run"
     fit(run, *flags)
-    assert "cannot be resumed" in capsys.readouterr().err
+    assert "cannot be resumed" in capfd.readouterr().err
     assert (run / "policy").exists() and not (run / "checkpoints").exists()
-    assert "without a last checkpoint" in refused(capsys, fit, run, "--ckpt_path", "auto", *flags)
+    assert "without a last checkpoint" in refusal(fit, run, "--ckpt_path", "auto", *flags)
 
 
 def test_paths_that_mean_the_same_are_the_same_run(fit, tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def test_numpys_numbers_become_pythons():
         ({"reward": 10**400}, "reward is inf"),
         ({"reward": True}, "reward is True"),
         ({"reward": None}, "reward is None"),
+        ({"simulation_seconds": -0.1}, "simulation_seconds is -0.1, below 0"),
+        ({"rendering_seconds": np.float32(-1)}, "rendering_seconds is -1.0, below 0"),
         ({"terminated": {"success": False}}, "terminated is {'success': False}"),
         ({"is_success": "False"}, "is_success is 'False'"),
         ({"truncated": 1.0}, "truncated is 1.0"),
