@@ -1,12 +1,14 @@
 """The manifest: what a kill leaves behind, what it refuses, and what is made of it."""
 
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
 
 import pytest
 
+import dvla_lightning
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation import manifest
@@ -96,6 +98,17 @@ def test_every_weight_of_the_policy_counts(header, tiny_policy):
     tiny_policy.backbone.layers[0].qkv.weight.data[0, 0] += 1e-3
     other = make_header(Tabletop(), tiny_policy, "heldout", {"reach": 4, "push": 2}, 2, 0, "32-true")
     assert differences(header, other).startswith("policy (")
+
+
+def test_a_package_that_is_imported_without_being_installed_can_be_evaluated(header, tiny_policy, monkeypatch):
+    def from_name(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("dvla-lightning")
+    again = make_header(Tabletop(), tiny_policy, "heldout", {"reach": 4, "push": 2}, 2, 0, "32-true")
+    assert again == header and again["versions"]["dvla-lightning"] == dvla_lightning.__version__
 
 
 def test_many_differences_are_cut():
