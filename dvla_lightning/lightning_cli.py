@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 import traceback
-import warnings
 from typing import Any
 
 from jsonargparse import ActionConfigFile
@@ -31,7 +30,7 @@ from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
-from dvla_lightning.launch.log_threads import faults_said_once
+from dvla_lightning.launch.quiet import faults_said_once, without_advertisements
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
@@ -47,17 +46,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "enable_model_summary": False,
 }
-# Lightning tells about its products, torch about an internal rename; neither is the user's business. And what is logged
-# without sync_dist is a sum over ranks already, or rank 0's alone on purpose (time; diagnostics of K that others lack).
-QUIET = (
-    "LeafSpec",
-    "JsonargparseDeprecationWarning",
-    "was deprecated in v4.49",
-    "does not have many workers",
-    "in eval mode at the start of training",
-    "sync_dist=True",
-)
-
 CALLBACKS = os.path.join("lightning", "pytorch", "callbacks")
 
 
@@ -196,10 +184,8 @@ def listed(given: Any) -> list[Any]:
 def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
-    for text in QUIET:
-        warnings.filterwarnings("ignore", message=f".*{text}.*")
     try:
-        with usr1_ends_as_term(), faults_said_once():
+        with usr1_ends_as_term(), faults_said_once(), without_advertisements():
             DVLACommand(
                 DVLAModule,
                 EvaluationDataModule,
