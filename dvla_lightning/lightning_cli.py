@@ -26,6 +26,8 @@ from dvla_lightning.callbacks import CommitOrderPicture, EvaluationReport, Rollo
 from dvla_lightning.checkpointing.last import LastCheckpoint
 from dvla_lightning.checkpointing.record import RunRecord
 from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
+from dvla_lightning.cli import TRAINER_VERBS
+from dvla_lightning.cli_help import HelpFormatter, arrange, introduction
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
@@ -53,7 +55,7 @@ class Parser(LightningArgumentParser):
     """Turns jsonargparse's wall of text into its one useful line; options are written in full."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         raise UserError(useful_line(message, self))
@@ -64,11 +66,11 @@ class DVLACommand(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; later ones win")
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; of several the later win")
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        text = f"Seed of everything random, 0 to {MAX_SEED}; true draws one, and config.yaml says which."
+        text = f"Seed of everything random, data.seed too, 0 to {MAX_SEED}; true draws one: config.yaml says which."
         # Any: Lightning's type takes every integer; `whole_seed` says what is wrong with one.
         parser.add_argument("--seed_everything", type=Any, default=0, help=text)
 
@@ -83,10 +85,12 @@ class DVLACommand(LightningCLI):
         super().parse_arguments(parser, args)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        kwargs["description"] = introduction(subcommand, TRAINER_VERBS[subcommand])
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         for action in parser._actions:
             if action.dest == "ckpt_path":
                 action.help = CKPT_PATH_HELP
+        arrange(parser, subcommand)
         return parser
 
     def _set_seed(self) -> None:

@@ -47,7 +47,7 @@ MAY_IMPORT = {
 SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
     **dict.fromkeys(("policy_adapters", "lora_options"), "policy"),
-    "lightning_cli": "cli",
+    **dict.fromkeys(("lightning_cli", "cli_help"), "cli"),
     **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
 }
 

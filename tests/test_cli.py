@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -78,9 +79,34 @@ def test_shipped_configs_fit_the_code(config, capsys):
     assert set(content) <= set(yaml.safe_load(out))
 
 
-def test_help_of_fit_explains_the_objective(capsys):
-    code, out, _ = run(capsys, "fit", "--help")
-    assert code == 0 and "--model.objective" in out and "--data" in out
+@pytest.mark.parametrize("verb", cli.TRAINER_VERBS)
+def test_help_shows_our_own_options_before_those_of_the_trainer(verb, capsys):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    options = [re.match(r"  (?:-c CONFIG, )?--([\w.]+)", line) for line in out.splitlines()]
+    words = [option[1].split(".")[0] for option in options if option]
+    order = [word for word in dict.fromkeys(words) if word in ("model", "data", "config", "ckpt_path", "trainer")]
+    assert order == ["model", "data", "config", "ckpt_path", "trainer"]
+    assert "trainer" not in words[: words.index("trainer")] and set(words[words.index("trainer") :]) == {"trainer"}
+    assert {"seed_everything", "print_config"} <= set(words)
+    assert out.splitlines()[0] == f"usage: dvla {verb} --config FILE [options]"
+
+
+def named_parts(capsys):
+    """(option, class) of every help that the help of fit names, from its first 20 lines."""
+    _, out, _ = run(capsys, "fit", "--help")
+    rows = [re.match(r"  dvla fit (--\S+) NAME +(.*)", line) for line in out.splitlines()[:20]]
+    return [(row[1], name) for row in rows if row for name in row[2].split(", ")]
+
+
+def test_the_help_of_every_part_is_named_and_runs(capsys):
+    named = named_parts(capsys)
+    assert {("--model.objective.help", "TrajectoryPPO"), ("--data.help", "RolloutDataModule")} <= set(named)
+    assert ("--data.collector.environment.help", "Tabletop") in named and len(named) > 10
+    for option, name in named:
+        code, out, err = run(capsys, "fit", option, name)
+        assert code == 0 and f".{name}\n" in out, (option, name, err)
+        assert f"{option.removesuffix('.help').rsplit('.', 1)[-1]}." in out  # options of the part, not of fit
 
 
 def test_unknown_command(capsys):

@@ -66,7 +66,7 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
         return f": did you mean {near[0]}?" if near else ""
     if keys and (wrong_class := UNKNOWN_CLASS.search(line)):
         hints = [getattr(action, "_typehint", None) for action in _actions(parser) if action.dest == keys[-1]]
-        names = sorted({kind.__name__ for hint in hints for kind in _classes(hint)})
+        names = sorted({kind.__name__ for hint in hints for kind in known_classes(hint)})
         near = difflib.get_close_matches(wrong_class[1], names, n=1)
         meant = f", did you mean {near[0]}?" if near else ""
         return f"{meant} (known are: {', '.join(names)}; others by their dotted path)" if names else ""
@@ -79,14 +79,14 @@ def _actions(parser: ArgumentParser) -> list[Any]:
     return [action for each in (parser, *verbs) for action in each._actions]
 
 
-def _classes(hint: Any) -> Iterator[type]:
+def known_classes(hint: Any) -> Iterator[type]:
     """Classes that may be named where a class is asked for: those that are imported, and can be made."""
     for kind in typing.get_args(hint) or [hint]:
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
             if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
                 yield kind
             for below in kind.__subclasses__():
-                yield from _classes(below)
+                yield from known_classes(below)
 
 
 def run_tool(function: Callable[..., Any], args: Sequence[str], name: str) -> Any:
