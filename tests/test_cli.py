@@ -192,7 +192,9 @@ def test_an_evaluation_of_nothing_is_refused(rl_args, capsys):
 
 
 def test_missing_config_file(capsys):
-    assert "nowhere.yaml" in expect_sentence(capsys, "fit", "--config", "nowhere.yaml")
+    for verb in ("fit", "collect"):
+        sentence = expect_sentence(capsys, verb, "--config", "nowhere.yaml")
+        assert "nowhere.yaml" in sentence and "`dvla config cp` brings them here" in sentence
 
 
 def test_corrupt_weights(policy_dir, rl_args, capsys):

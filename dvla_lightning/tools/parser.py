@@ -57,6 +57,8 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
     """A near name of an option, or the classes that there are."""
     if parser is None:
         return ""
+    if line.startswith('Parser key "config": File does not exist'):
+        return ": `dvla config ls` lists the shipped ones, `dvla config cp` brings them here"
     if option := UNKNOWN_OPTION.search(line):
         known = {action.dest: None for action in _actions(parser) if action.dest != "help"}
         wrong = option[1].lstrip("-").split("=")[0]
