@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "__main__":          "cli",
     "cli":               "launch tools callbacks checkpointing module data objectives evaluation rollout policy "
                          "backbones actions diffusion rl envs envs.base errors files paths seeding versions",
-    "launch":            "errors files paths",
+    "launch":            "errors files locks paths",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base errors files paths seeding versions",
     "callbacks":         "checkpointing module data objectives evaluation rollout policy actions diffusion rl "
@@ -24,9 +24,9 @@ MAY_IMPORT = {
     "checkpointing":     "errors files",
     "module":            "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
     "data":              "objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
-                         "files paths seeding",
+                         "files locks paths seeding",
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
-    "evaluation":        "rollout policy actions diffusion rl envs.base errors files paths seeding",
+    "evaluation":        "rollout policy actions diffusion rl envs.base errors files locks paths seeding",
     "rollout":           "policy backbones actions diffusion rl envs.base errors seeding",
     "__init__":          "policy errors",
     "policy":            "backbones actions diffusion rl envs.base errors paths",
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "envs":              "envs.base errors paths seeding versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
     "files":             "errors",
+    "locks":             "",
     "paths":             "errors",
     "errors":            "",
     "seeding":           "",
@@ -61,7 +62,13 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "files": "", "errors": "", "paths": "", "seeding": "numpy", "versions": ""}
+PURE = {
+    "diffusion": "torch",
+    "rl": "torch",
+    "locks": "filelock",
+    "seeding": "numpy",
+    **dict.fromkeys(("files", "errors", "paths", "versions"), ""),
+}
 
 FORBIDDEN_NAMES = ("utils", "common")
 

@@ -7,7 +7,6 @@ leaves a file that no line names, or half a line; neither counts.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from dvla_lightning.data.demonstration_checks import FORMAT_VERSION, check_conte
 from dvla_lightning.data.episode_files import read_header, read_log
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
+from dvla_lightning.locks import Held, ProcessLock
 from dvla_lightning.rollout.episode import Episode
 
 PARTIAL = ".partial"  # ending of a file that is being written
@@ -75,7 +75,7 @@ class DemonstrationWriter:
 
     def close(self) -> None:
         """Lets others write."""
-        self._lock.close()
+        self._lock.release()
 
     def add(self, episode: Episode) -> None:
         """Writes an episode with all its observations; failed ones and errors are only counted.
@@ -155,19 +155,14 @@ class DemonstrationWriter:
         return arrays
 
 
-def _lock(path: Path) -> IO[str]:
-    """The open file that keeps others out."""
-    lock = (path / ".lock").open("a")
+def _lock(path: Path) -> ProcessLock:
+    """What keeps others out."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        if not isinstance(error, BlockingIOError):
-            raise
+        return ProcessLock(path / ".lock")
+    except Held as owner:
         raise UserError(
-            f"another `dvla collect` is writing to {path}: wait until it has ended, or choose a new directory"
-        ) from error
-    return lock
+            f"another `dvla collect` ({owner}) is writing to {path}: wait until it has ended, or choose a new directory"
+        ) from owner
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

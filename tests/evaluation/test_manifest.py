@@ -136,7 +136,7 @@ def test_two_processes_cannot_share_a_file(header, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(header)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "locked\n"
-    with pytest.raises(UserError, match="is running now"):
+    with pytest.raises(UserError, match=f"is running now .process {other.pid} on "):
         Manifest(tmp_path, header)
     other.communicate("\n")
     Manifest(tmp_path, header).close()
@@ -145,7 +145,7 @@ def test_two_processes_cannot_share_a_file(header, tmp_path):
 
 def test_nothing_is_left_of_a_manifest_that_never_began(header, tmp_path):
     Manifest(tmp_path, header).close()
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".evaluation.jsonl.lock"]
 
 
 def test_an_error_gives_way_to_a_later_run():
