@@ -91,15 +91,15 @@ def known_classes(hint: Any) -> Iterator[type]:
                 yield from known_classes(below)
 
 
-def run_tool(function: Callable[..., Any], args: Sequence[str], name: str) -> Any:
-    """Parses `args` into the arguments of `function` and calls it.
+def run_tool(function: Callable[..., Any], args: Sequence[str], name: str, **given: Any) -> Any:
+    """Parses `args` into the arguments of `function` and calls it; those in `given` are no options.
 
     Raises:
         UserError: for arguments that do not fit.
     """
     parser = OneSentenceParser(prog=name, description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with the options below")
-    parser.add_function_arguments(function, fail_untyped=True, sub_configs=True)
+    parser.add_function_arguments(function, fail_untyped=True, sub_configs=True, skip=set(given))
     config = parser.parse_args(list(args))
     try:
         arguments = parser.instantiate(config)
@@ -108,4 +108,4 @@ def run_tool(function: Callable[..., Any], args: Sequence[str], name: str) -> An
     except ValueError as error:  # of a dataclass such as the sampler, which knows nothing of users
         raise UserError(useful_line(str(error))) from error
     arguments.pop("config", None)
-    return function(**vars(arguments))
+    return function(**vars(arguments), **given)
