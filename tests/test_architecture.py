@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "actions":           "errors",
     "rl":                "diffusion",
     "diffusion":         "",
-    "envs":              "envs.base errors paths seeding versions",  # simulators
+    "envs":              "envs.base errors files paths seeding versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
     "files":             "errors",
     "locks":             "",
