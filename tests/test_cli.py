@@ -5,6 +5,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,11 @@ def test_idle_threads_of_torch_sleep_unless_the_user_says_otherwise(given, then,
         monkeypatch.delenv("OMP_WAIT_POLICY")
     cli.main(["--version"])
     assert os.environ["OMP_WAIT_POLICY"] == then
+
+
+def test_python_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "dvla_lightning", "--help"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
 
 
 def test_help_lists_every_command_without_importing_torch(capsys):
