@@ -1,7 +1,7 @@
 """The `dvla` command. Start reading here.
 
     dvla fit | validate | test | predict    LightningCLI over DVLAModule (module.py) and a data module (data/)
-    dvla collect | schedule | doctor | merge | report    plain functions, one file each (tools/)
+    dvla collect | schedule | doctor | config | merge | report    plain functions, one file each (tools/)
 
 An RL step, from here to the loss: `main` -> `_run_lightning` -> LightningCLI builds `DVLAModule(policy, objective)` and
 `RolloutDataModule` -> `RolloutDataModule.collect` (data/rollouts.py) -> `Collector.run` (rollout/collector.py) ->
@@ -18,6 +18,7 @@ TOOLS = {
     "collect": "demonstrations from the scripted expert",
     "schedule": "how many denoising steps each task needs",
     "doctor": "what works on this machine, and what to do about the rest",
+    "config": "list the shipped configurations and policies, or copy them here",
     "merge": "join the shards of an evaluation",
     "report": "tables and a picture from evaluations and a run",
 }

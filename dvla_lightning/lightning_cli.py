@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 import traceback
-import warnings
 from typing import Any
 
 from lightning import Callback, Trainer, seed_everything
@@ -26,12 +25,14 @@ from dvla_lightning.callbacks import CommitOrderPicture, EvaluationReport, Rollo
 from dvla_lightning.checkpointing.last import LastCheckpoint
 from dvla_lightning.checkpointing.record import RunRecord
 from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
+from dvla_lightning.cli import TRAINER_VERBS
+from dvla_lightning.cli_help import HelpFormatter, arrange, introduction
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
 from dvla_lightning.launch.job_time import JobTime
-from dvla_lightning.launch.log_threads import faults_said_once
+from dvla_lightning.launch.quiet import faults_said_once, without_advertisements
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
@@ -47,17 +48,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "enable_model_summary": False,
 }
-# Lightning tells about its products, torch about an internal rename; neither is the user's business. And what is logged
-# without sync_dist is a sum over ranks already, or rank 0's alone on purpose (time; diagnostics of K that others lack).
-QUIET = (
-    "LeafSpec",
-    "JsonargparseDeprecationWarning",
-    "was deprecated in v4.49",
-    "does not have many workers",
-    "in eval mode at the start of training",
-    "sync_dist=True",
-)
-
 NO_DATA_SEED = "data.seed is the seed of the run: set seed_everything"
 CALLBACKS = os.path.join("lightning", "pytorch", "callbacks")
 
@@ -66,16 +56,16 @@ class Parser(LightningArgumentParser):
     """Turns jsonargparse's wall of text into its one useful line; options are written in full."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         raise UserError(useful_line(message, self))
 
 
-class ConfigFile(ActionConfigFile):
+class RunConfigFile(ConfigFile):
     """Refuses a seed of the data, which a link would overrule without a word; a copy of the run's own is left out."""
 
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         super().__call__(parser, cfg, values, option_string)
         if cfg.pop("data.init_args.seed", None) not in (None, cfg.get("seed_everything")):
             raise UserError(NO_DATA_SEED)
@@ -86,11 +76,11 @@ class DVLACommand(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file; later ones win")
+        parser.add_argument("-c", "--config", action=RunConfigFile, help="YAML file; of several the later win")
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        text = f"Seed of everything random, 0 to {MAX_SEED}; true draws one, and config.yaml says which."
+        text = f"Seed of everything random, data.seed too, 0 to {MAX_SEED}; true draws one: config.yaml says which."
         # Any: Lightning's type takes every integer; `whole_seed` says what is wrong with one.
         parser.add_argument("--seed_everything", type=Any, default=0, help=text)
 
@@ -105,10 +95,12 @@ class DVLACommand(LightningCLI):
         super().parse_arguments(parser, args)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        kwargs["description"] = introduction(subcommand, TRAINER_VERBS[subcommand])
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         for action in parser._actions:
             if action.dest == "ckpt_path":
                 action.help = CKPT_PATH_HELP
+        arrange(parser, subcommand)
         return parser
 
     def _set_seed(self) -> None:
@@ -210,10 +202,8 @@ def listed(given: Any) -> list[Any]:
 def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
-    for text in QUIET:
-        warnings.filterwarnings("ignore", message=f".*{text}.*")
     try:
-        with usr1_ends_as_term(), faults_said_once():
+        with usr1_ends_as_term(), faults_said_once(), without_advertisements():
             DVLACommand(
                 DVLAModule,
                 EvaluationDataModule,

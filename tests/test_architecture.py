@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "__main__":          "cli",
     "cli":               "launch tools callbacks checkpointing module data objectives evaluation rollout policy "
                          "backbones actions diffusion rl envs envs.base errors files paths seeding versions",
-    "launch":            "errors files paths",
+    "launch":            "errors files locks paths",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base errors files paths seeding versions",
     "callbacks":         "checkpointing module data wiring objectives evaluation rollout policy actions diffusion rl "
@@ -24,10 +24,10 @@ MAY_IMPORT = {
     "checkpointing":     "errors files",
     "module":            "wiring objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
     "data":              "wiring objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
-                         "files paths seeding",
+                         "files locks paths seeding",
     "wiring":            "objectives policy",  # what the module and the data module know of each other
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
-    "evaluation":        "rollout policy actions diffusion rl envs.base errors files paths seeding",
+    "evaluation":        "rollout policy actions diffusion rl envs.base errors files locks paths seeding",
     "rollout":           "policy backbones actions diffusion rl envs.base errors seeding",
     "__init__":          "policy errors",
     "policy":            "backbones actions diffusion rl envs.base errors paths",
@@ -35,9 +35,10 @@ MAY_IMPORT = {
     "actions":           "errors",
     "rl":                "diffusion",
     "diffusion":         "",
-    "envs":              "envs.base errors paths seeding versions",  # simulators
+    "envs":              "envs.base errors files paths seeding versions",  # simulators
     "envs.base":         "errors",                     # the contract that everybody else programs against
     "files":             "errors",
+    "locks":             "",
     "paths":             "errors",
     "errors":            "",
     "seeding":           "",
@@ -48,7 +49,7 @@ MAY_IMPORT = {
 SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
     **dict.fromkeys(("policy_adapters", "lora_options", "lora_config", "decisions"), "policy"),
-    "lightning_cli": "cli",
+    **dict.fromkeys(("lightning_cli", "cli_help"), "cli"),
     **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
 }
 
@@ -62,7 +63,13 @@ RESERVED = {
 }  # fmt: skip
 
 # part                   the only libraries it may import beside Python's own
-PURE = {"diffusion": "torch", "rl": "torch", "files": "", "errors": "", "paths": "", "seeding": "numpy", "versions": ""}
+PURE = {
+    "diffusion": "torch",
+    "rl": "torch",
+    "locks": "filelock",
+    "seeding": "numpy",
+    **dict.fromkeys(("files", "errors", "paths", "versions"), ""),
+}
 
 FORBIDDEN_NAMES = ("utils", "common")
 

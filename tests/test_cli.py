@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +56,11 @@ def test_idle_threads_of_torch_sleep_unless_the_user_says_otherwise(given, then,
     assert os.environ["OMP_WAIT_POLICY"] == then
 
 
+def test_python_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "dvla_lightning", "--help"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
+
+
 def test_help_lists_every_command_without_importing_torch(capfd):
     code, out, _ = run(capfd, "--help")
     assert code == 0 and all(verb in out for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
@@ -70,9 +77,34 @@ def test_shipped_configs_fit_the_code(config, capfd):
     assert set(content) <= set(yaml.safe_load(out))
 
 
-def test_help_of_fit_explains_the_objective(capfd):
-    code, out, _ = run(capfd, "fit", "--help")
-    assert code == 0 and "--model.objective" in out and "--data" in out
+@pytest.mark.parametrize("verb", cli.TRAINER_VERBS)
+def test_help_shows_our_own_options_before_those_of_the_trainer(verb, capfd):
+    code, out, _ = run(capfd, verb, "--help")
+    assert code == 0
+    options = [re.match(r"  (?:-c CONFIG, )?--([\w.]+)", line) for line in out.splitlines()]
+    words = [option[1].split(".")[0] for option in options if option]
+    order = [word for word in dict.fromkeys(words) if word in ("model", "data", "config", "ckpt_path", "trainer")]
+    assert order == ["model", "data", "config", "ckpt_path", "trainer"]
+    assert "trainer" not in words[: words.index("trainer")] and set(words[words.index("trainer") :]) == {"trainer"}
+    assert {"seed_everything", "print_config"} <= set(words)
+    assert out.splitlines()[0] == f"usage: dvla {verb} --config FILE [options]"
+
+
+def named_parts(capfd):
+    """(option, class) of every help that the help of fit names, from its first 20 lines."""
+    _, out, _ = run(capfd, "fit", "--help")
+    rows = [re.match(r"  dvla fit (--\S+) NAME +(.*)", line) for line in out.splitlines()[:20]]
+    return [(row[1], name) for row in rows if row for name in row[2].split(", ")]
+
+
+def test_the_help_of_every_part_is_named_and_runs(capfd):
+    named = named_parts(capfd)
+    assert {("--model.objective.help", "TrajectoryPPO"), ("--data.help", "RolloutDataModule")} <= set(named)
+    assert ("--data.collector.environment.help", "Tabletop") in named and len(named) > 10
+    for option, name in named:
+        code, out, err = run(capfd, "fit", option, name)
+        assert code == 0 and f".{name}\n" in out, (option, name, err)
+        assert f"{option.removesuffix('.help').rsplit('.', 1)[-1]}." in out  # options of the part, not of fit
 
 
 def test_unknown_command(refusal):
@@ -169,7 +201,9 @@ def test_a_sentence_about_what_is_no_text_can_be_printed(refusal, monkeypatch):
 
 
 def test_missing_config_file(refusal):
-    assert "nowhere.yaml" in refusal(["fit", "--config", "nowhere.yaml"])
+    for verb in ("fit", "collect"):
+        sentence = refusal([verb, "--config", "nowhere.yaml"])
+        assert "nowhere.yaml" in sentence and "`dvla config cp` brings them here" in sentence
 
 
 def test_corrupt_weights(policy_dir, rl_args, refusal):

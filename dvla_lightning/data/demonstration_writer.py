@@ -6,11 +6,10 @@ leaves a file that no line names, or half a line; neither counts.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from dvla_lightning.data.episode_files import read_header, read_log
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import atomic_file, atomic_text, disk_faults, make_folder, remove_partial
+from dvla_lightning.locks import Held, ProcessLock
 from dvla_lightning.rollout.episode import Episode
 
 
@@ -71,7 +71,7 @@ class DemonstrationWriter:
 
     def close(self) -> None:
         """Lets others write."""
-        self._lock.close()
+        self._lock.release()
 
     def add(self, episode: Episode) -> None:
         """Writes an episode with all its observations; failed ones and errors are only counted.
@@ -149,16 +149,11 @@ class DemonstrationWriter:
         return arrays
 
 
-def _lock(path: Path) -> IO[str]:
-    """The open file that keeps others out."""
-    lock = (path / ".lock").open("a")
+def _lock(path: Path) -> ProcessLock:
+    """What keeps others out."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        if not isinstance(error, BlockingIOError):
-            raise
+        return ProcessLock(path / ".lock")
+    except Held as owner:
         raise UserError(
-            f"another `dvla collect` is writing to {path}: wait until it has ended, or choose a new directory"
-        ) from error
-    return lock
+            f"another `dvla collect` ({owner}) is writing to {path}: wait until it has ended, or choose a new directory"
+        ) from owner

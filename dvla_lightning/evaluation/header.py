@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from typing import Any
 
+import gymnasium
+import numpy
+import torch
+
+import dvla_lightning
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.evaluation.records import EpisodeKey
 from dvla_lightning.policy import DVLAPolicy
@@ -51,7 +55,11 @@ def make_header(
         "sampler": dataclasses.asdict(policy.sampler),
         "precision": precision,
         "remarks": list(policy.remarks),
-        "versions": {name: version(name) for name in ("dvla-lightning", "torch", "numpy", "gymnasium")},
+        "versions": {
+            # Of what is imported, which need not be installed: a checkout on PYTHONPATH has no metadata.
+            "dvla-lightning": dvla_lightning.__version__,
+            **{library.__name__: str(library.__version__) for library in (torch, numpy, gymnasium)},
+        },
     }
     return json.loads(json.dumps(header))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from dvla_lightning.evaluation.header import Header, differences, grown
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
 from dvla_lightning.evaluation.validation import check_header, check_new, check_size, read_record
 from dvla_lightning.files import whole_file
+from dvla_lightning.locks import Held, ProcessLock
 
 NAME = "evaluation.jsonl"
 ELSEWHERE = "choose another directory with --trainer.default_root_dir"
@@ -146,13 +146,18 @@ class Manifest:
         self.header = header
         self.path = directory / (NAME if rank == 0 else f"evaluation.rank-{rank}.jsonl")
         self._last = chain.START
+        # Not in the manifest itself: Windows lets nobody read a locked file, and all ranks read all manifests.
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            self._lock = ProcessLock(directory / f".{self.path.name}.lock")
             self._file: IO[bytes] = self.path.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
+        except Held as owner:
+            raise UserError(
+                f"{self.path} belongs to an evaluation that is running now ({owner}): wait for its end, or {ELSEWHERE}"
+            ) from owner
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
             there, records = read_directory(directory, header)
             if there is not None and there["episodes_per_task"] > header["episodes_per_task"]:
                 raise UserError(
@@ -160,11 +165,6 @@ class Manifest:
                     f"{header['episodes_per_task']}: set num_eval_episodes to as many, or {ELSEWHERE}"
                 )
             self.found = settle(records)
-        except BlockingIOError as error:
-            self._file.close()
-            raise UserError(
-                f"{self.path} belongs to an evaluation that is running now: wait for its end, or {ELSEWHERE}"
-            ) from error
         except UserError:
             self.close()
             raise
@@ -190,9 +190,11 @@ class Manifest:
     def close(self) -> None:
         """Gives the file free; one without a single line is removed."""
         if not self._file.closed:
-            if self._file.tell() == 0:
-                self.path.unlink(missing_ok=True)
+            is_empty = self._file.tell() == 0
             self._file.close()
+            if is_empty:
+                self.path.unlink(missing_ok=True)
+            self._lock.release()
 
     def _write(self, content: Mapping[str, Any]) -> None:
         line, own = chain.seal(self._last, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,10 @@ class StepSchedule(Mapping[str, int]):
         Raises:
             UserError: if it cannot be written.
         """
-        content: dict[str, Any] = {"num_steps": _Line(self._num_steps)}
-        if self.evidence:
-            content["evidence"] = {
-                **{key: _Line(value) if isinstance(value, dict) else value for key, value in self.evidence.items()},
-                "tasks": {task: [_Line(row) for row in rows] for task, rows in self.evidence.get("tasks", {}).items()},
-            }
-        text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
+        content = {"num_steps": self._num_steps, **({"evidence": self.evidence} if self.evidence else {})}
+        content = json.loads(json.dumps(content))  # nothing in it twice, which YAML would write as an alias
+        # None: what holds no other list or mapping is on one line.
+        text = yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None)
         atomic_text(local_path(path, "the step schedule"), f"{HEADER}\n#   {command}\n{text}")
 
 
@@ -159,19 +157,3 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed: write their content out")
         return super().compose_node(parent, index)
-
-
-class _Line(dict[str, Any]):
-    """Is written on one line, so that a table row looks like one."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Knows `_Line`; aliases (&id001) would puzzle readers."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Dumper.add_representer(
-    _Line, lambda dumper, line: dumper.represent_mapping("tag:yaml.org,2002:map", dict(line), flow_style=True)
-)

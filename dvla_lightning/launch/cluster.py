@@ -103,7 +103,7 @@ def check_world(trainer: Any) -> None:
 @contextlib.contextmanager
 def usr1_ends_as_term() -> Iterator[None]:
     """SLURM announces the end of a job's time with SIGUSR1 or SIGTERM (--signal): both end a run in good order."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):  # Windows
         yield
         return
     before = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
-import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from dvla_lightning.errors import UserError
+from dvla_lightning.locks import Held, ProcessLock
 from dvla_lightning.paths import local_path, writable_directory
 
 LOCK = ".lock"
@@ -24,8 +19,6 @@ CKPT_PATH_HELP = (
     "last if there is one, else a new run, so that one command serves the first start and every one after it. None "
     "starts a new run, or evaluates the policy as it is given."
 )
-# What a file system without locks answers; a run on it is not protected.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunDirectory:
@@ -45,7 +38,7 @@ class RunDirectory:
         if given is None:
             raise UserError("trainer.default_root_dir: give the directory that the run shall be written to")
         self.root = writable_directory(given, "trainer.default_root_dir")
-        self._lock: IO[str] | None = None
+        self._lock: ProcessLock | None = None
         self._made: list[Path] = []  # directories that `lock` had to make, the innermost first
 
     @property
@@ -117,37 +110,20 @@ class RunDirectory:
         self._made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8")
+            self._lock = ProcessLock(path)
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}): {OTHER_DIRECTORY}") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                owner = _owner(file)
-                file.close()
-                raise UserError(
-                    f"{self.root} is being written to by another fit ({owner}): wait for its end, or {OTHER_DIRECTORY}"
-                ) from error
-            print(
-                f"{path}: no locks on this file system ({error.strerror}): a second fit into it is not noticed",
-                file=sys.stderr,
-            )
-        if not os.fstat(file.fileno()).st_nlink:  # `release` removed it in this moment
-            file.close()
-            self.lock()
-            return
-        file.truncate(0)  # what stays of an earlier run says nothing: only the lock counts
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
-        file.flush()
-        self._lock = file
+        except Held as owner:
+            raise UserError(
+                f"{self.root} is being written to by another fit ({owner}): wait for its end, or {OTHER_DIRECTORY}"
+            ) from owner
 
     def release(self) -> None:
         """Lets others write to the directory; one that `lock` made goes away again where no run came of it."""
         if self._lock is not None:
             if self._made:
                 self._remove_unused()
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def _remove_unused(self) -> None:
@@ -161,13 +137,3 @@ class RunDirectory:
                     file.unlink()
                 for folder in self._made:
                     folder.rmdir()
-
-
-def _owner(file: IO[str]) -> str:
-    """Who says that he holds the lock."""
-    file.seek(0)
-    try:
-        owner = json.loads(file.read())
-        return f"process {owner['pid']} on {owner['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "a process that has not said which"

@@ -7,19 +7,55 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from dvla_lightning.envs.base import Environment
+from dvla_lightning.envs.check import Check, NoAnswer
+from dvla_lightning.envs.libero.doctor import check_libero
 from dvla_lightning.envs.libero.suites import MAX_STEPS
 from dvla_lightning.envs.robotwin import RoboTwin
-from dvla_lightning.errors import UserError
+from dvla_lightning.envs.robotwin.doctor import check_robotwin
+from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.videos import INSTALL_AV
 from dvla_lightning.paths import local_path
-from dvla_lightning.tools.check import Check
-from dvla_lightning.tools.doctor_libero import check_libero
-from dvla_lightning.tools.doctor_robotwin import check_robotwin
+from dvla_lightning.rollout.episode import EpisodeSpec
+from dvla_lightning.rollout.foreign_slot import ForeignSlot
+from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure
 from dvla_lightning.tools.parser import run_tool
 from dvla_lightning.versions import installed_version
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "gymnasium", "jsonargparse", "tensorboard")
+
+
+class OwnSimulator:
+    """A simulator in a worker of this Python, for the doctors of environments: `envs.check.Simulator`."""
+
+    kind: type[ProcessSlot] = ProcessSlot
+
+    def __init__(self, environment: Environment) -> None:
+        self._slot = self.kind(environment)
+
+    @property
+    def hello(self) -> dict[str, Any] | None:
+        return getattr(self._slot, "hello", None)
+
+    def reset(self, task: str, split: str, seconds: float) -> Any:
+        return self.call("reset", EpisodeSpec(task, split, 0, seed=0), seconds)
+
+    def call(self, command: str, argument: Any, seconds: float) -> Any:
+        try:
+            return self._slot.call(command, argument, seconds)
+        except WorkerFailure as error:
+            raise NoAnswer(last_line(str(error))) from error
+
+    def close(self) -> None:
+        self._slot.close()
+
+
+class ForeignSimulator(OwnSimulator):
+    """The same in a worker of another Python."""
+
+    kind = ForeignSlot
 
 
 def main(args: Sequence[str]) -> None:
@@ -57,8 +93,8 @@ def doctor(
     folder = local_path(pictures, "--pictures")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--pictures {pictures} is a file: give a folder")
-    libero_checks = check_libero(libero, suites, folder)
-    robotwin_checks = check_robotwin(robotwin, environment, folder)
+    libero_checks = check_libero(libero, suites, OwnSimulator, folder)
+    robotwin_checks = check_robotwin(robotwin, environment, ForeignSimulator, folder)
     healthy = True
     for checks in (_packages(), _torchvision(), _gpu(), _videos(), _tabletop(), libero_checks, robotwin_checks):
         for check in checks:

@@ -84,6 +84,8 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
     """A near name of an option, or the classes that there are."""
     if parser is None:
         return ""
+    if line.startswith('Parser key "config": File does not exist'):
+        return ": `dvla config ls` lists the shipped ones, `dvla config cp` brings them here"
     if option := UNKNOWN_OPTION.search(line):
         known = {action.dest: None for action in _actions(parser) if action.dest != "help"}
         wrong = option[1].lstrip("-").split("=")[0]
@@ -93,7 +95,7 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
         return f": did you mean {near[0]}?" if near else ""
     if keys and (wrong_class := UNKNOWN_CLASS.search(line)):
         hints = [getattr(action, "_typehint", None) for action in _actions(parser) if action.dest == keys[-1]]
-        names = sorted({kind.__name__ for hint in hints for kind in _classes(hint)})
+        names = sorted({kind.__name__ for hint in hints for kind in known_classes(hint)})
         near = difflib.get_close_matches(wrong_class[1], names, n=1)
         meant = f", did you mean {near[0]}?" if near else ""
         return f"{meant} (known are: {', '.join(names)}; others by their dotted path)" if names else ""
@@ -123,25 +125,25 @@ def _actions(parser: ArgumentParser) -> list[Any]:
     return [action for each in (parser, *verbs) for action in each._actions]
 
 
-def _classes(hint: Any) -> Iterator[type]:
+def known_classes(hint: Any) -> Iterator[type]:
     """Classes that may be named where a class is asked for: those that are imported, and can be made."""
     for kind in typing.get_args(hint) or [hint]:
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
             if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
                 yield kind
             for below in kind.__subclasses__():
-                yield from _classes(below)
+                yield from known_classes(below)
 
 
-def run_tool(function: Callable[..., Any], args: Sequence[str], name: str) -> Any:
-    """Parses `args` into the arguments of `function` and calls it.
+def run_tool(function: Callable[..., Any], args: Sequence[str], name: str, **given: Any) -> Any:
+    """Parses `args` into the arguments of `function` and calls it; those in `given` are no options.
 
     Raises:
         UserError: for arguments that do not fit.
     """
     parser = OneSentenceParser(prog=name, description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action=ConfigFile, help="YAML file with the options below")
-    parser.add_function_arguments(function, fail_untyped=True, sub_configs=True)
+    parser.add_function_arguments(function, fail_untyped=True, sub_configs=True, skip=set(given))
     config = parser.parse_args(list(args))
     for option, part in vars(config).items():
         check_nulls(option, part)
@@ -152,4 +154,4 @@ def run_tool(function: Callable[..., Any], args: Sequence[str], name: str) -> An
     except ValueError as error:  # of a dataclass such as the sampler, which knows nothing of users
         raise UserError(useful_line(str(error))) from error
     arguments.pop("config", None)
-    return function(**vars(arguments))
+    return function(**vars(arguments), **given)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,6 @@ import dvla_lightning.envs.libero
 import dvla_lightning.envs.robotwin
 import dvla_lightning.envs.tabletop  # noqa: F401 - short class names resolve to what is imported
 from dvla_lightning.diffusion.sampler import SamplerOverrides
-from dvla_lightning.envs.base import Environment
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.step_measurement import measure_schedule
 from dvla_lightning.evaluation.step_schedule import StepSchedule
@@ -28,7 +25,7 @@ from dvla_lightning.tools.parser import run_tool
 
 def main(args: Sequence[str]) -> None:
     """Runs the command line."""
-    run_tool(schedule, args, "dvla schedule")
+    run_tool(schedule, args, "dvla schedule", command=shlex.join(["dvla", "schedule", *args]))
 
 
 def schedule(
@@ -43,6 +40,7 @@ def schedule(
     sampler: SamplerOverrides | None = None,
     seed: int = 0,
     trusted_modules: list[str] = [],  # noqa: B006
+    command: str = "dvla schedule",
 ) -> None:
     """Chooses denoising steps K per task: the smallest K whose success is no worse than the best K's.
 
@@ -61,20 +59,13 @@ def schedule(
             policy's own.
         seed: of initial states and policy draws.
         trusted_modules: modules of yours that may be imported because the policy names a class in them.
+        command: what the head of the file says about its origin.
 
     Raises:
         UserError: for arguments that do not fit, or if no episode of a task could be run.
     """
     names = collector.environment.select_tasks(tasks)
     _prepare(local_path(out, "--out"))
-    options = {"policy": policy, "collector": json.dumps(_options(collector), default=str), "out": out, "tasks": tasks}
-    options |= {"num_steps": num_steps, "episodes_per_task": episodes_per_task, "margin": margin}
-    options |= {"confidence": confidence, "seed": seed}
-    if sampler is not None:
-        options["sampler"] = json.dumps(sampler.given())
-    if trusted_modules:
-        options["trusted_modules"] = trusted_modules
-    command = shlex.join(["dvla", "schedule", *(word for name, x in options.items() for word in (f"--{name}", str(x)))])
     loaded = DVLAPolicy.from_pretrained(policy, sampler=sampler, trusted_modules=trusted_modules)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -130,22 +121,6 @@ def _mean_evaluations(rows: Sequence[dict[str, Any]], unit: str) -> float:
     units: int = sum(row["decisions"] if unit == "decision" else row["n"] for row in rows)
     evaluations: int = sum(row["num_steps"] * row["decisions"] for row in rows)
     return evaluations / units
-
-
-def _options(made: Any) -> dict[str, Any]:
-    """The constructor's arguments that are not the default, read back from the attributes of the same names.
-
-    An environment of a user that keeps an argument under another name is repeated without it.
-    """
-    options = {}
-    for name, parameter in inspect.signature(type(made)).parameters.items():
-        value = getattr(made, name, parameter.default)
-        if isinstance(value, Environment):
-            kind = type(value)
-            options[name] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": _options(value)}
-        elif value != parameter.default:
-            options[name] = value
-    return options
 
 
 def _prepare(out: Path) -> None:

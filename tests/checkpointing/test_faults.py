@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from dvla_lightning.launch.log_threads import faults_said_once
+from dvla_lightning.launch.quiet import faults_said_once
 from dvla_lightning.module import DVLAModule
 from tests.checkpointing.tiny_runs import UPDATES, damage, load
 

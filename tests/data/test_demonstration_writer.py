@@ -127,7 +127,8 @@ def test_training_does_not_depend_on_how_demonstrations_were_collected(how, refe
 
 def test_two_writers_at_once_are_refused_and_the_first_goes_on(reference, tmp_path):
     with DemonstrationWriter(tmp_path / "d", Tabletop(), 3, 2.0):
-        assert "another `dvla collect` is writing to" in in_child(collect_five, tmp_path / "d")
+        sentence = in_child(collect_five, tmp_path / "d")
+        assert f"another `dvla collect` (process {os.getpid()} on " in sentence and "is writing to" in sentence
     collect_five(tmp_path / "d")
     assert content(tmp_path / "d") == content(reference)
 

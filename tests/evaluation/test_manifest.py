@@ -1,12 +1,14 @@
 """The manifest: what a kill leaves behind, what it refuses, and what is made of it."""
 
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
 
 import pytest
 
+import dvla_lightning
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation import manifest
@@ -98,6 +100,17 @@ def test_every_weight_of_the_policy_counts(header, tiny_policy):
     assert differences(header, other).startswith("policy (")
 
 
+def test_a_package_that_is_imported_without_being_installed_can_be_evaluated(header, tiny_policy, monkeypatch):
+    def from_name(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("dvla-lightning")
+    again = make_header(Tabletop(), tiny_policy, "heldout", {"reach": 4, "push": 2}, 2, 0, "32-true")
+    assert again == header and again["versions"]["dvla-lightning"] == dvla_lightning.__version__
+
+
 def test_many_differences_are_cut():
     assert differences({}, {str(n): n for n in range(5)}).endswith("2 (null there, 2 here) and 2 more")
 
@@ -123,7 +136,7 @@ def test_two_processes_cannot_share_a_file(header, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(header)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "locked\n"
-    with pytest.raises(UserError, match="is running now"):
+    with pytest.raises(UserError, match=f"is running now .process {other.pid} on "):
         Manifest(tmp_path, header)
     other.communicate("\n")
     Manifest(tmp_path, header).close()
@@ -132,7 +145,7 @@ def test_two_processes_cannot_share_a_file(header, tmp_path):
 
 def test_nothing_is_left_of_a_manifest_that_never_began(header, tmp_path):
     Manifest(tmp_path, header).close()
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".evaluation.jsonl.lock"]
 
 
 def test_an_error_gives_way_to_a_later_run():

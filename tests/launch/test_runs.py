@@ -136,7 +136,7 @@ def test_the_seed_in_the_saved_configuration_is_the_one_that_was_used(given, fit
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_a_configuration_with_the_seed_of_the_data_in_it_is_refused_unless_it_is_the_runs(fit, tmp_path, capsys):
+def test_a_configuration_with_the_seed_of_the_data_in_it_is_refused_unless_it_is_the_runs(fit, tmp_path, refusal):
     a, b, c = (tmp_path / name for name in "abc")
     fit(a, "--seed_everything", 3)
     saved = yaml.safe_load((a / "config.yaml").read_text())
@@ -149,5 +149,5 @@ def test_a_configuration_with_the_seed_of_the_data_in_it_is_refused_unless_it_is
     assert all(torch.equal(first[name], again[name]) for name in first)
     saved["data"]["init_args"]["seed"] = 4
     other.write_text(yaml.dump(saved))
-    assert "data.seed is the seed of the run: set seed_everything" in refused(capsys, fit, c, config=other)
+    assert "data.seed is the seed of the run: set seed_everything" in refusal(fit, c, config=other)
     assert not c.exists()

@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dvla_lightning.envs.libero import doctor as doctor_libero
 from dvla_lightning.envs.libero import preflight
 from dvla_lightning.envs.libero.assets import asset_files
 from dvla_lightning.envs.libero.preflight import Probe
 from dvla_lightning.errors import UserError
-from dvla_lightning.rollout.worker import WorkerFailure
-from dvla_lightning.tools import doctor, doctor_libero
+from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure
+from dvla_lightning.tools import doctor
 
 SUITE = "libero_spatial"
 
@@ -164,7 +165,7 @@ def test_beside_a_gpu_it_tells_who_draws_and_tries_cuda_with_gl(capsys, machine,
 @pytest.mark.libero
 class TestFrame:
     def test_every_camera_is_drawn_saved_and_timed(self, tmp_path):
-        check = doctor_libero._frame(SUITE, Probe(None, "the card"), tmp_path, False)
+        check = doctor_libero._frame(SUITE, Probe(None, "the card"), doctor.OwnSimulator, tmp_path, False)
         assert check.ok
         for camera in ("agentview", "wrist"):
             picture = Image.open(tmp_path / f"libero-{camera}.png")
@@ -172,10 +173,10 @@ class TestFrame:
         assert "ms per frame of 128 px with the card" in check.finding
 
     def test_a_worker_that_hangs_is_reported(self, tmp_path, monkeypatch):
-        def hang(slot, name, argument):
-            raise WorkerFailure("worker 1 did not answer within 180 s")
+        def hang(slot, command, argument, seconds):
+            raise WorkerFailure("Traceback\nworker 1 did not answer within 180 s")
 
-        monkeypatch.setattr(doctor_libero, "_command", hang)
-        check = doctor_libero._frame(SUITE, Probe(None), tmp_path, False)
+        monkeypatch.setattr(ProcessSlot, "call", hang)
+        check = doctor_libero._frame(SUITE, Probe(None), doctor.OwnSimulator, tmp_path, False)
         assert (check.ok, check.finding) == (False, "worker 1 did not answer within 180 s")
         assert "MUJOCO_GL" in check.remedy

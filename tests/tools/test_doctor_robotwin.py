@@ -7,7 +7,8 @@ import pytest
 
 from dvla_lightning.cli import main
 from dvla_lightning.envs.robotwin import RoboTwin
-from dvla_lightning.tools import doctor, doctor_robotwin
+from dvla_lightning.envs.robotwin.doctor import check_robotwin
+from dvla_lightning.tools import doctor
 from tests.robotwin_checkout import make_checkout, model_of
 
 
@@ -20,7 +21,7 @@ def checkout(tmp_path, monkeypatch):
 
 
 def report(tmp_path, required=True, environment=None):
-    checks = doctor_robotwin.check_robotwin(required, environment, tmp_path)
+    checks = check_robotwin(required, environment, doctor.ForeignSimulator, tmp_path)
     return {check.name: check for check in checks}
 
 
@@ -66,7 +67,7 @@ def test_the_environment_of_the_command_line(in_a_file, tmp_path, monkeypatch, c
     (tmp_path / "robots.yaml").write_text("class_path: RoboTwin\ninit_args: {shader: default}\n")
     words = [str(tmp_path / "robots.yaml")] if in_a_file else ["RoboTwin", "--environment.shader", "default"]
     main(["doctor", "--robotwin", "true", "--environment", *words])
-    ((required, environment, _),) = asked
+    ((required, environment, *_),) = asked
     assert required and environment.shader == "default" and "Tabletop" in capsys.readouterr().out
 
 

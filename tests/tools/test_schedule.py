@@ -1,6 +1,5 @@
 """`dvla schedule` from the command line to the file, and back."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -10,12 +9,8 @@ import yaml
 
 from dvla_lightning import cli
 from dvla_lightning.diffusion.sampler import Sampler
-from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.evaluation.step_schedule import StepSchedule, sampler_mismatch
 from dvla_lightning.policy_directory import fingerprint
-from dvla_lightning.rollout.collector import Collector
-from dvla_lightning.tools.parser import run_tool
-from dvla_lightning.tools.schedule import _options
 
 CONFIG = str(Path(__file__).parents[2] / "configs/schedule.yaml")
 
@@ -66,23 +61,11 @@ def test_the_head_of_the_file_repeats_the_measurement(command, tmp_path):
     assert "temperature 0.5" in sampler_mismatch(first, Sampler())
     line = Path(command[-1]).read_text().splitlines()[1].removeprefix("#")
     words = shlex.split(line)
-    assert words[0] == "dvla" and json.loads(words[words.index("--collector") + 1])["num_envs"] == 8
+    assert words[:2] == ["dvla", "schedule"] and words[words.index("--collector.num_envs") + 1] == "8"
     Path(command[-1]).unlink()
     cli.main(words[1:])
     again = StepSchedule.read(command[-1])
     assert again == first and without_times(again.evidence) == without_times(first.evidence)
-
-
-def take(collector: Collector):
-    return collector
-
-
-def test_the_head_names_what_is_not_the_default():
-    options = _options(Collector(Tabletop(image_size=40), num_workers=2, progress=False))
-    tabletop = {"class_path": "dvla_lightning.envs.tabletop.recipe.Tabletop", "init_args": {"image_size": 40}}
-    assert options == {"environment": tabletop, "num_workers": 2, "progress": False}
-    again = run_tool(take, ["--collector", json.dumps(options)], "take")
-    assert _options(again) == options
 
 
 def test_one_num_steps_is_enough(command, capsys):

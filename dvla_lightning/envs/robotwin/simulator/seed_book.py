@@ -8,7 +8,6 @@ checks that have not come to an end.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -91,6 +90,8 @@ class SeedBook:
 
     @contextlib.contextmanager
     def _locked(self, byte, wait):
+        import fcntl  # not on Windows, where the command line imports this file and no simulator runs
+
         try:
             fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
         except OSError:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dvla_lightning.envs.robotwin import RoboTwin
+from dvla_lightning.envs.base import Environment
+from dvla_lightning.envs.check import Check, NoAnswer, Simulator
+from dvla_lightning.envs.robotwin.recipe import RoboTwin
 from dvla_lightning.envs.robotwin.simulator.checkout import ASSETS_REMEDY, IMPORTED_ASSETS, Checkout
 from dvla_lightning.envs.robotwin.simulator.stage import VULKAN_REMEDY
 from dvla_lightning.envs.robotwin.tasks import PRIMITIVE_TASKS
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import atomic_file
-from dvla_lightning.rollout.episode import EpisodeSpec
-from dvla_lightning.rollout.foreign_slot import ForeignSlot
-from dvla_lightning.rollout.worker import WorkerFailure
-from dvla_lightning.tools.check import Check
+
+Start = Callable[[Environment], Simulator]
 
 # Ray tracing on a CPU does not come to an end (measured: no frame in 100 s), and nobody wants to wait for it; a
 # rasteriser that compiles its shaders on a busy CPU does.
@@ -30,13 +30,14 @@ RENDERERS = {
 }
 
 
-def check_robotwin(required: bool, environment: RoboTwin | None, pictures: Path) -> Iterator[Check]:
+def check_robotwin(required: bool, environment: RoboTwin | None, start: Start, pictures: Path) -> Iterator[Check]:
     """Looks at a checkout with the Python it is installed in.
 
     Args:
         required: whether what is missing is broken instead of optional.
         environment: what is looked at, and the one way to render that is tried. None: the checkout in ROBOTWIN_ROOT
             with the Python in ROBOTWIN_PYTHON and its own robot, rendered in every way.
+        start: starts a simulator.
         pictures: folder for a picture of all cameras.
     """
     absent = False if required else None
@@ -50,13 +51,13 @@ def check_robotwin(required: bool, environment: RoboTwin | None, pictures: Path)
         return
     yield Check(True, "RoboTwin", f"{checkout.root}, layout {checkout.layout}, commit {checkout.commit()[:12]}")
     yield from _assets(checkout, environment, absent)
-    description = _describe(environment)
+    description = _describe(environment, start)
     if "planner: mplib" in str(description):
         yield Check(
             None, "RoboTwin planner", "no curobo", "install curobo for the published expert; planner: mplib works too"
         )
         environment = _changed(environment, planner="mplib")
-        description = _describe(environment)
+        description = _describe(environment, start)
     if isinstance(description, str):
         yield Check(absent, "RoboTwin Python", description)
         return
@@ -65,7 +66,7 @@ def check_robotwin(required: bool, environment: RoboTwin | None, pictures: Path)
     devices = ", ".join(" ".join(line.split()) for line in description["devices"].splitlines())
     yield Check(bool(devices) or absent, "Vulkan", devices or "no device", VULKAN_REMEDY)
     ways = {name: _changed(environment, validity="none", **options) for name, options in renderers.items()}
-    yield from _frames(checkout, ways, absent, pictures)
+    yield from _frames(checkout, ways, absent, start, pictures)
 
 
 def _changed(environment: RoboTwin, **options: Any) -> RoboTwin:
@@ -94,22 +95,25 @@ def _assets(checkout: Checkout, environment: RoboTwin, absent: bool | None) -> I
     yield Check(not lacking or None, "RoboTwin models", finding, remedy)
 
 
-def _describe(environment: RoboTwin) -> dict[str, Any] | str:
+def _describe(environment: RoboTwin, start: Start) -> dict[str, Any] | str:
     """What the simulator says about itself, or why it cannot."""
     try:
-        slot = ForeignSlot(environment)
+        simulator = start(environment)
     except UserError as error:
         return str(error)
     try:
-        description = slot.call("describe", None, FRAME_SECONDS[environment.shader])
-        return {**description, "python": f"{slot.hello['executable']} {slot.hello['python']}" if slot.hello else "?"}
-    except (UserError, WorkerFailure) as error:
-        return _last_line(error)
+        description = simulator.call("describe", None, FRAME_SECONDS[environment.shader])
+        hello = simulator.hello
+        return {**description, "python": f"{hello['executable']} {hello['python']}" if hello else "?"}
+    except (UserError, NoAnswer) as error:
+        return str(error)
     finally:
-        slot.close()
+        simulator.close()
 
 
-def _frames(checkout: Checkout, ways: dict[str, RoboTwin], absent: bool | None, pictures: Path) -> Iterator[Check]:
+def _frames(
+    checkout: Checkout, ways: dict[str, RoboTwin], absent: bool | None, start: Start, pictures: Path
+) -> Iterator[Check]:
     """One scene rendered in each way; one that works is enough."""
     tasks = [task for task in (*PRIMITIVE_TASKS, *RoboTwin.tasks) if not checkout.missing_models(task)]
     if not tasks:
@@ -117,26 +121,26 @@ def _frames(checkout: Checkout, ways: dict[str, RoboTwin], absent: bool | None, 
         return
     works = False
     for name, environment in ways.items():
-        check = _frame(environment, tasks[0], name, pictures / f"robotwin-{name.split()[0]}.png")
+        check = _frame(environment, tasks[0], name, start, pictures / f"robotwin-{name.split()[0]}.png")
         works |= bool(check.ok)
         yield check
     yield Check(works or absent, "RoboTwin rendering", "works" if works else "works in no way", VULKAN_REMEDY)
 
 
-def _frame(environment: RoboTwin, task: str, name: str, picture: Path) -> Check:
+def _frame(environment: RoboTwin, task: str, name: str, start: Start, picture: Path) -> Check:
     """Sets a scene up, observes, and holds the arms still for one step."""
     title, seconds = f"RoboTwin {name}", FRAME_SECONDS[environment.shader]
-    slot = ForeignSlot(environment)
-    start = time.perf_counter()
+    simulator = start(environment)
+    started_at = time.perf_counter()
     try:
-        first = slot.call("reset", EpisodeSpec(task, "train", 0, seed=0), seconds)
-        ready = time.perf_counter() - start
+        first = simulator.reset(task, "train", seconds)
+        ready = time.perf_counter() - started_at
         hold = np.asarray(first["observation"]["proprioception"])[None]
-        then = slot.call("execute", hold, seconds)
-    except (UserError, WorkerFailure) as error:
-        return Check(None, title, _last_line(error))
+        then = simulator.call("execute", hold, seconds)
+    except (UserError, NoAnswer) as error:
+        return Check(None, title, str(error))
     finally:
-        slot.close()
+        simulator.close()
     images = first["observation"]["images"]
     _save(np.concatenate(list(images.values()), axis=1), picture)
     # Not a matter of contrast: a wrist camera may well see nothing but the table.
@@ -156,7 +160,3 @@ def _save(pixels: np.ndarray, picture: Path) -> None:
 
     with atomic_file(picture) as file:
         Image.fromarray(pixels).save(file, format="png")
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

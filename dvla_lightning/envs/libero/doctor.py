@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dvla_lightning.envs.base import Environment
+from dvla_lightning.envs.check import Check, NoAnswer, Simulator
 from dvla_lightning.envs.libero.assets import ASSETS_REMEDY, asset_files, missing_assets, resolve_assets, shorten
 from dvla_lightning.envs.libero.preflight import (
     GL_BACKENDS,
@@ -21,9 +23,6 @@ from dvla_lightning.envs.libero.preflight import (
 )
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import atomic_file
-from dvla_lightning.rollout.episode import EpisodeSpec, Transition
-from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure
-from dvla_lightning.tools.check import Check
 from dvla_lightning.versions import installed_version
 
 PACKAGES = ("hf-libero", "mujoco", "robosuite", "bddl")
@@ -32,12 +31,15 @@ FRAME_TIMEOUT = 180.0  # seconds; a first reset takes about 10 on an idle core, 
 NUM_TIMED_FRAMES = 3  # the first pictures of a GL context are slow
 
 
-def check_libero(required: bool, suites: Sequence[str], pictures: Path) -> Iterator[Check]:
+def check_libero(
+    required: bool, suites: Sequence[str], start: Callable[[Environment], Simulator], pictures: Path
+) -> Iterator[Check]:
     """Checks LIBERO.
 
     Args:
         required: what does not work is broken, not absent.
         suites: which files are needed.
+        start: starts a simulator.
         pictures: folder for one picture per camera.
     """
     absent = False if required else None
@@ -56,7 +58,7 @@ def check_libero(required: bool, suites: Sequence[str], pictures: Path) -> Itera
         yield (check := _files(suite, absent))
         complete = complete or (suite if check.ok else None)
     if chosen is not None and probes[chosen].problem is None and complete:
-        yield _frame(complete, probes[chosen], pictures, absent)
+        yield _frame(complete, probes[chosen], start, pictures, absent)
 
 
 def _known_hangs() -> Iterator[Check]:
@@ -138,26 +140,28 @@ def _files(suite: str, absent: bool | None) -> Check:
     return Check(True, name, f"{len(asset_files(suite))} files in {root}")
 
 
-def _frame(suite: str, probe: Probe, pictures: Path, absent: bool | None) -> Check:
+def _frame(
+    suite: str, probe: Probe, start: Callable[[Environment], Simulator], pictures: Path, absent: bool | None
+) -> Check:
     """Builds one task in a child process (it may hang), times and saves one frame per camera."""
     from dvla_lightning.envs.libero import Libero
 
     environment = Libero(suite=suite)
-    slot = ProcessSlot(environment)
-    start = time.perf_counter()
+    simulator = start(environment)
+    started_at = time.perf_counter()
     try:
-        spec = EpisodeSpec(environment.tasks[0], "heldout", 0, seed=0)
-        images = _command(slot, "reset", spec).observation["images"]
-        built = time.perf_counter() - start
+        images = simulator.reset(environment.tasks[0], "heldout", FRAME_TIMEOUT).observation["images"]
+        built = time.perf_counter() - started_at
         no_move = np.zeros((1, environment.action_dim), np.float32)
-        seconds = [_command(slot, "execute", no_move).rendering_seconds for _ in range(NUM_TIMED_FRAMES)]
+        drawn = [simulator.call("execute", no_move, FRAME_TIMEOUT) for _ in range(NUM_TIMED_FRAMES)]
+        seconds = [transition.rendering_seconds for transition in drawn]
     except UserError as error:
         return Check(absent, "LIBERO frame", str(error))  # says itself what to do
-    except WorkerFailure as error:
+    except NoAnswer as error:
         remedy = f"try the other backend: MUJOCO_GL={' or '.join(GL_BACKENDS)}; or {INSTALL_LIBERO}"
-        return Check(absent, "LIBERO frame", str(error).splitlines()[-1], remedy)
+        return Check(absent, "LIBERO frame", str(error), remedy)
     finally:
-        slot.close()
+        simulator.close()
     files = _save(images, pictures)
     if blank := [camera for camera, image in images.items() if is_blank(image)]:
         return Check(absent, "LIBERO frame", f"blank picture from {', '.join(blank)}", "try MUJOCO_GL=osmesa")
@@ -167,11 +171,6 @@ def _frame(suite: str, probe: Probe, pictures: Path, absent: bool | None) -> Che
         f"a task of {suite} built in {built:.1f} s; {1000 * min(seconds) / len(images):.0f} ms per frame of "
         f"{environment.image_size} px with {probe.renderer}; look at {', '.join(files)}",
     )
-
-
-def _command(slot: ProcessSlot, name: str, argument: object) -> Transition:
-    transition: Transition = slot.call(name, argument, FRAME_TIMEOUT)
-    return transition
 
 
 def _save(images: dict[str, np.ndarray], folder: Path) -> list[str]:

@@ -1,0 +1,84 @@
+"""`dvla fit --help`: our own options first, the Trainer's last, and at the top where the help of each part is."""
+
+from __future__ import annotations
+
+from argparse import RawDescriptionHelpFormatter
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+
+from dvla_lightning.actions.tokenizer import ActionTokenizer
+from dvla_lightning.backbones.base import Backbone
+from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.envs.base import Environment
+from dvla_lightning.objectives.base import Objective
+from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.rollout.collector import Collector
+from dvla_lightning.tools.parser import known_classes
+
+# option -> what may stand there; each has options of its own, which belong to the class that is named
+PARTS = {
+    "model.policy": DVLAPolicy,
+    "model.policy.backbone": Backbone,
+    "model.policy.action_tokenizer": ActionTokenizer,
+    "model.objective": Objective,
+    "data": EvaluationDataModule,
+    "data.collector": Collector,
+    "data.collector.environment": Environment,
+}
+# first word of an option -> title of its group; in this order
+GROUPS = {
+    "model": "Policy, objective and optimizer",
+    "data": "Episodes, demonstrations and evaluation",
+    "help": "The run",
+    "ckpt_path": "Checkpoints",
+    "trainer": "The Trainer of Lightning",
+}
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the text at the top."""
+
+
+def introduction(verb: str, what: str) -> str:
+    """The text at the top of `dvla <verb> --help`."""
+    width = max(map(len, PARTS))
+    commands = [
+        f"  dvla {verb} {f'--{option}.help NAME':<{width + 12}}  {', '.join(sorted(known_names(option)))}"
+        for option in PARTS
+    ]
+    return "\n".join(
+        [
+            f"{what[0].upper()}{what[1:]}.",
+            "",
+            "Every option below, and every one of the parts, can be set in YAML or here: --data.num_steps 2.",
+            "What a part takes depends on its class; NAME is one of those behind it, or your own by its dotted path:",
+            "",
+            *commands,
+            "",
+            "`dvla config ls` lists the shipped configurations, --print_config shows what a command would run with.",
+        ]
+    )
+
+
+def known_names(option: str) -> list[str]:
+    """The classes of a part that this package brings along."""
+    return [kind.__name__ for kind in known_classes(PARTS[option])]
+
+
+def arrange(parser: Any, verb: str) -> None:
+    """Puts the options of a verb into the order of `GROUPS`, and a short line in the place of the usage.
+
+    Left out is the group of links, which repeats what the help of the seed says.
+    """
+    parser.usage = f"dvla {verb} --config FILE [options]"
+    arranged = []
+    for word, title in GROUPS.items():
+        group = next(group for group in parser._action_groups if word in _first_words(group))
+        group.title = title
+        arranged.append(group)
+    parser._action_groups = arranged
+
+
+def _first_words(group: Any) -> set[str]:
+    return {action.dest.split(".")[0] for action in group._group_actions if action.option_strings}

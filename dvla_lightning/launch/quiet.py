@@ -1,0 +1,65 @@
+"""What libraries say on a terminal that is nobody's business there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Lightning tells about its products, torch about an internal rename; neither is the user's business. And what is logged
+# without sync_dist is a sum over ranks already, or rank 0's alone on purpose (time; diagnostics of K that others lack).
+WARNINGS = (
+    "LeafSpec",
+    "JsonargparseDeprecationWarning",
+    "was deprecated in v4.49",
+    "does not have many workers",
+    "in eval mode at the start of training",
+    "sync_dist=True",
+)
+# logger -> how its messages begin that are not passed on: advertisements, hardware that `dvla doctor` tells more about,
+# and what Lightning believes to be a default of reading checkpoints, which `checkpointing.storage` overrules.
+REMARKS = {
+    "lightning.pytorch.utilities.rank_zero": ("💡 Tip: ", "GPU available: ", "TPU available: ", "HPU available: "),
+    "lightning.pytorch.trainer.connectors.checkpoint_connector": ("`weights_only` was not set",),
+}
+
+
+def is_of_interest(record: logging.LogRecord) -> bool:
+    """Whether the user should see it; warnings always."""
+    return record.levelno > logging.INFO or not record.getMessage().startswith(REMARKS[record.name])
+
+
+@contextmanager
+def without_advertisements() -> Iterator[None]:
+    """Silences `WARNINGS`, and `REMARKS` for as long as the block runs."""
+    for text in WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    for name in REMARKS:
+        logging.getLogger(name).addFilter(is_of_interest)
+    try:
+        yield
+    finally:
+        for name in REMARKS:
+            logging.getLogger(name).removeFilter(is_of_interest)
+
+
+@contextmanager
+def faults_said_once() -> Iterator[None]:
+    """Silences the traceback of TensorBoard's thread when the disk refuses: the training thread gets the same error.
+
+    It does so at the next number that is logged, and ends the run with a sentence.
+    """
+    before = threading.excepthook
+
+    def say(args: threading.ExceptHookArgs) -> None:
+        is_logger = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_logger and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
