@@ -49,13 +49,14 @@ class ProcessLock:
             owner = _owner(self._file)
             self._file.close()
             raise Held(owner)
-        if not os.fstat(self._file.fileno()).st_nlink:  # who held it removed it in this moment
-            self._file.close()
-            self.__init__(path)  # type: ignore[misc]
-            return
         self._file.truncate(0)
         self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         self._file.flush()
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the file is gone from its directory: another process may hold a new one there."""
+        return not os.fstat(self._file.fileno()).st_nlink
 
     def release(self) -> None:
         """Lets others in."""

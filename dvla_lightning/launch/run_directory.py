@@ -117,6 +117,9 @@ class RunDirectory:
             raise UserError(
                 f"{self.root} is being written to by another fit ({owner}): wait for its end, or {OTHER_DIRECTORY}"
             ) from owner
+        if self._lock.is_removed:  # by the `release` of another run, in this moment
+            self._lock.release()
+            self.lock()
 
     def release(self) -> None:
         """Lets others write to the directory; one that `lock` made goes away again where no run came of it."""

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from dvla_lightning import locks
 from dvla_lightning.errors import UserError
 from dvla_lightning.launch.run_directory import RunDirectory
 
@@ -137,16 +138,14 @@ def test_a_directory_that_was_there_before_stays(tmp_path):
 
 
 def test_a_lock_that_is_removed_while_somebody_takes_it_is_taken_again(tmp_path, monkeypatch):
-    import fcntl
+    first, take = locked(tmp_path / "run"), locks.lock_descriptor
 
-    first, flock = locked(tmp_path / "run"), fcntl.flock
-
-    def late(*args):
+    def late(*args, **options):
         monkeypatch.undo()
         first.release()
-        flock(*args)
+        return take(*args, **options)
 
-    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(locks, "lock_descriptor", late)
     second = locked(tmp_path / "run")
     with pytest.raises(UserError, match="another fit"):
         RunDirectory(tmp_path / "run").lock()
