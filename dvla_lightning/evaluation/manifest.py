@@ -150,7 +150,11 @@ class Manifest:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = ProcessLock(directory / f".{self.path.name}.lock")
-            self._file: IO[bytes] = self.path.open("ab", buffering=0)
+            try:
+                self._file: IO[bytes] = self.path.open("ab", buffering=0)
+            except OSError:
+                self._lock.release()
+                raise
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
         except Held as owner:
