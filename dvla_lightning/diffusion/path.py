@@ -49,12 +49,7 @@ class DenoisingPath:
 
     def unbind(self) -> list[DenoisingPath]:
         """The paths one by one; they share this one's memory."""
-        columns = {name: getattr(self, name).split(1) for name in _PER_ROW}
-        states = [None] * len(self) if self.states_BKL is None else self.states_BKL.split(1)
-        return [
-            DenoisingPath(**{name: column[row] for name, column in columns.items()}, states_BKL=states[row])
-            for row in range(len(self))
-        ]
+        return [self._map(lambda x, row=row: x[row : row + 1]) for row in range(len(self))]  # type: ignore[misc]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> DenoisingPath:
         states_BKL = None if self.states_BKL is None else function(self.states_BKL)
