@@ -245,9 +245,10 @@ class DVLAPolicy(nn.Module):
         Raises:
             UserError: if an observation does not fit the policy or holds a number that is not finite.
         """
-        for observation in observations:
-            self.processor.check(observation)
-        normal_BD = self.proprioception_normalizer.normalize(self._proprioception(observations)).cpu()
+        return self._rows(observations, self._proprioception(observations))
+
+    def _rows(self, observations: Sequence[Observation], proprioception_BD: Tensor) -> list[PromptRow]:
+        normal_BD = self.proprioception_normalizer.normalize(proprioception_BD).cpu()
         rows = [self.processor.row(*pair) for pair in zip(observations, normal_BD, strict=True)]
         prepared: list[PromptRow] = self.backbone.prepare(rows)
         return prepared
@@ -261,7 +262,9 @@ class DVLAPolicy(nn.Module):
         return self.collate(self.make_rows(observations))
 
     def _proprioception(self, observations: Sequence[Observation]) -> Tensor:
-        """(B, proprioception_dim) on the policy's device, in the units of the observations."""
+        """(B, proprioception_dim) of checked observations, on the policy's device, in their units."""
+        for observation in observations:
+            self.processor.check(observation)
         if not self.processor.proprioception_dim:
             return torch.zeros(len(observations), 0, device=self.device)
         values_BD = torch.from_numpy(np.stack([seen["proprioception"] for seen in observations])).float()
@@ -303,7 +306,8 @@ class DVLAPolicy(nn.Module):
         """
         if not len(observations) == len(num_steps) == len(seeds):
             raise ValueError(f"{len(observations)} observations, {len(num_steps)} num_steps, {len(seeds)} seeds")
-        rows = self.make_rows(observations)
+        proprioception_BD = self._proprioception(observations)
+        rows = self._rows(observations, proprioception_BD)
         context = self.backbone.encode(self.collate(rows))
         first_hidden: list[Tensor] = []
 
@@ -319,11 +323,11 @@ class DVLAPolicy(nn.Module):
         # Tokens are drawn even from NaN, so actions alone would not tell.
         outputs = {"log-probabilities": path.log_prob_BL, "values": values_B, "actions": actions}
         _check_finite(outputs, NOT_FINITE)
-        return Decisions(actions, rows, path, values_B, self._outside(observations), self.version)
+        return Decisions(actions, rows, path, values_B, self._outside(proprioception_BD), self.version)
 
-    def _outside(self, observations: Sequence[Observation]) -> Tensor:
+    def _outside(self, proprioception_BD: Tensor) -> Tensor:
         """(B,) float32 on the CPU: see `Decisions.outside_B`."""
-        outside_BD = self.proprioception_normalizer.outside(self._proprioception(observations)).float()
+        outside_BD = self.proprioception_normalizer.outside(proprioception_BD).float()
         return outside_BD.sum(-1).cpu() / max(1, outside_BD.shape[-1])
 
     @torch.no_grad()

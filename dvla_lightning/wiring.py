@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from lightning import LightningDataModule
@@ -17,22 +17,18 @@ class Learner(Protocol):
 
     policy: DVLAPolicy
     objective: Objective
+    device: torch.device
     stop_iteration: bool
     """Whether no further minibatch of this iteration is wanted."""
 
     def begin_iteration(self, iteration: int) -> None:
         """Tells it that an epoch begins, before its data are collected."""
 
+    def all_gather(self, data: Tensor) -> Tensor:
+        """A tensor of every rank, stacked where there are several; see `LightningModule.all_gather`."""
+
 
 def learner_of(data: LightningDataModule) -> Learner:
     """The Lightning module that trains on this data module."""
     assert data.trainer is not None
     return cast(Learner, data.trainer.lightning_module)
-
-
-def gather(data: LightningDataModule, values: Tensor) -> Tensor:
-    """(world_size, len(values)): the values of every rank, on the CPU."""
-    assert data.trainer is not None
-    module: Any = data.trainer.lightning_module
-    gathered: Tensor = module.all_gather(values.to(module.device))
-    return gathered.reshape(-1, len(values)).to(torch.device("cpu"))

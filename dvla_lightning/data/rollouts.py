@@ -23,7 +23,7 @@ from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import CollectionTimes, Collector
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
-from dvla_lightning.wiring import gather, learner_of
+from dvla_lightning.wiring import learner_of
 
 
 class RolloutDataModule(EvaluationDataModule):
@@ -152,7 +152,7 @@ class RolloutDataModule(EvaluationDataModule):
         seed_epoch(self.seed, iteration, trainer.global_rank)
         learner.begin_iteration(iteration)
         rollouts = self.collect(iteration)
-        sizes = [int(size) for size in gather(self, torch.tensor([float(len(rollouts))]))[:, 0]]
+        sizes = [int(size) for size in self.gather(torch.tensor([float(len(rollouts))]))[:, 0]]
         order = (sizes, trainer.global_rank, self.minibatch_size, self.ppo_epochs, self.seed, iteration)
         for minibatch in minibatches(rollouts, learner.policy.collate, *order):
             if learner.stop_iteration:
@@ -239,4 +239,5 @@ class RolloutDataModule(EvaluationDataModule):
 
     def gather(self, values: Tensor) -> Tensor:
         """(world_size, len(values)): the values of every rank, on the CPU."""
-        return gather(self, values)
+        learner = learner_of(self)
+        return learner.all_gather(values.to(learner.device)).reshape(-1, len(values)).cpu()
