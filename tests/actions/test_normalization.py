@@ -188,7 +188,7 @@ def test_refuses_bad_data(mode):
 def test_refuses_use_before_fit_and_unknown_modes():
     with pytest.raises(UserError, match="no statistics yet"):
         Normalizer(2, "min_max").normalize(torch.zeros(2))
-    with pytest.raises(UserError, match="choose min_max, quantile, identity"):
+    with pytest.raises(UserError, match="choose min_max, quantile, mean_std, identity"):
         Normalizer(2, "z_score")
     with pytest.raises(UserError, match="dim >= 0"):
         Normalizer(-1)
