@@ -29,6 +29,12 @@ class BaseReference:
     revision: str | None
     fingerprint: str
 
+    def found_from(self, directory: Path) -> BaseReference:
+        """The inverse of `seen_from`."""
+        if self.revision is not None:
+            return self
+        return dataclasses.replace(self, pretrained=str((directory / self.pretrained).resolve()))
+
     def seen_from(self, directory: Path) -> BaseReference:
         """The same base with its path relative to a policy directory, so that both can be moved together."""
         if self.revision is not None:

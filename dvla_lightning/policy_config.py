@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dvla_lightning.actions.normalization import Normalization, NormalizationGroup, NormalizationMode, plain
+from dvla_lightning.actions.normalization import Normalization, NormalizationGroup, NormalizationMode
 from dvla_lightning.actions.tokenizer import ActionTokenizer
 from dvla_lightning.backbones import Backbone
 from dvla_lightning.diffusion.sampler import Sampler
@@ -50,8 +50,6 @@ def describe(policy: PolicyParts, base: BaseReference | None = None, is_copied: 
         base: of its adapter, as the directory names it.
         is_copied: whether the directory holds the weights of the base.
     """
-    normalization = policy.normalization
-    modes = {name: plain(getattr(normalization, name)) for name in ("actions", "proprioception")}
     return {
         "format_version": FORMAT_VERSION,
         "backbone": _describe(policy.network),
@@ -59,7 +57,7 @@ def describe(policy: PolicyParts, base: BaseReference | None = None, is_copied: 
         "action_dim": policy.action_dim,
         "chunk_size": policy.chunk_size,
         "num_action_steps": policy.num_action_steps,
-        "normalization": modes["actions"] if modes["actions"] == modes["proprioception"] else modes,
+        "normalization": policy.normalization.plain(),
         "value_hidden_dims": policy.value_hidden_dims,
         "sampler": dataclasses.asdict(policy.sampler),
         "adapter": is_adapted(policy.backbone),
@@ -118,7 +116,7 @@ def read(directory: Path, trusted_modules: Sequence[str] = ()) -> PolicyConfig:
         remarks=config.pop("remarks", []),
         has_adapter=config.pop("adapter", (directory / "adapter").exists()),
         is_base_copied=base is None or base.pop("is_copied"),
-        base=None if base is None else BaseReference(**base),
+        base=None if base is None else BaseReference(**base).found_from(directory),
         parts={
             **config,
             "normalization": _normalization(config["normalization"], f"{path}: normalization"),
@@ -150,7 +148,11 @@ def _check_keys(value: dict[str, Any], keys: Mapping[str, Any], where: str) -> N
 
 
 def _describe(part: Any) -> dict[str, Any]:
-    return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": part.init_args}
+    from torch.distributed.fsdp import FSDPModule
+
+    # FSDP2 makes a class of its own out of FSDPModule and the class of what it shards.
+    kind = type(part).__mro__[2] if isinstance(part, FSDPModule) else type(part)
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": part.init_args}
 
 
 def _parse(path: Path) -> dict[str, Any]:

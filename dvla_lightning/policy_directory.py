@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -95,15 +95,14 @@ def _build(
 
     with contextlib.suppress(UserError), torch.device("meta"):
         built = build()
-        if not any(_loose_tensors(built[0])):
+        if not _has_loose_tensors(built[0]):
             return built
     return build()
 
 
-def _loose_tensors(policy: nn.Module) -> Iterator[Tensor]:
-    """Tensors that are neither parameters nor buffers: nobody could fill them on the meta device."""
-    for module in policy.modules():
-        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+def _has_loose_tensors(policy: nn.Module) -> bool:
+    """Whether there are tensors that are neither parameters nor buffers: nothing fills them on the meta device."""
+    return any(isinstance(value, Tensor) for module in policy.modules() for value in vars(module).values())
 
 
 def _fill(policy: PolicyParts, directory: Path, config: PolicyConfig, base: str | None, device: object) -> None:
@@ -150,11 +149,9 @@ def _read_base(
     """The backbone's tensors below an adapter, from the directory that has them."""
     what = f"the adapter in {directory}"
     give = "give the policy it was trained on as base (--model.policy.base)"
-    place = override or reference.pretrained
-    if override is None and reference.revision is None:
-        place = str(directory.resolve() / place)
+    place, revision = (reference.pretrained, reference.revision) if override is None else (override, None)
     try:
-        path, _ = resolve(place, reference.revision if override is None else None)
+        path, _ = resolve(place, revision)
         state = read_tensors(path / WEIGHTS, own, what, buffers, device, only="backbone.")
     except UserError as error:
         raise UserError(f"{what} needs its base: {error}; {give}") from error

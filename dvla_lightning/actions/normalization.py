@@ -65,6 +65,13 @@ class Normalization:
     actions: GroupedNormalization = "min_max"
     proprioception: GroupedNormalization = "min_max"
 
+    def plain(self) -> str | dict[str, Any]:
+        """In plain JSON types; one mode for everything is its name alone."""
+        actions, proprioception = plain(self.actions), plain(self.proprioception)
+        if isinstance(actions, str) and actions == proprioception:
+            return actions
+        return {"actions": actions, "proprioception": proprioception}
+
 
 class Normalizer(StatisticsModule):
     """Maps [low, high] of each dimension to [-1, 1] and back.
