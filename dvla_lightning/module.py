@@ -18,6 +18,7 @@ from dvla_lightning.evaluation.specs import SpecBatch
 from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess, network_evaluations, success_by_steps
 from dvla_lightning.learning_rates import LearningRateSchedule
 from dvla_lightning.objectives.base import LossOutput, Objective
+from dvla_lightning.objectives.supervised import SupervisedObjective
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.precision import settle_precision
 from dvla_lightning.update_guard import UpdateGuard
@@ -28,7 +29,7 @@ class DVLAModule(LightningModule):
 
     Args:
         policy: what is trained.
-        objective: what a training step minimises.
+        objective: what a training step minimises; evaluation does not ask it.
         optimizer: its parameters are the trainable ones of the policy alone.
         value_lr: learning rate of the value head; None is the optimizer's. It starts from nothing while the policy has
             been trained before, so RL wants it 10 to 100 times higher (RLinf: 20 to 30 times). Whatever the scheduler
@@ -46,7 +47,7 @@ class DVLAModule(LightningModule):
     def __init__(
         self,
         policy: DVLAPolicy,
-        objective: Objective,
+        objective: Objective = SupervisedObjective(),  # noqa: B008 - it has no state
         optimizer: OptimizerCallable = torch.optim.AdamW,
         value_lr: float | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -71,10 +72,12 @@ class DVLAModule(LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         settle_precision(self.trainer)
-        if stage == "fit" and data.eval_shard.count > 1:
-            raise UserError("data.eval_shard would evaluate a part only, all through fit: use it in `dvla validate`")
-        if stage != "fit" and not data.num_eval_episodes:
-            raise UserError("there is nothing to evaluate: set data.num_eval_episodes")
+        if stage == "fit" and data.evaluation.is_partial:
+            raise UserError(
+                "data.evaluation.shard would evaluate a part only, all through fit: use it in `dvla validate`"
+            )
+        if stage != "fit" and not data.evaluation.num_episodes:
+            raise UserError("there is nothing to evaluate: set data.evaluation.num_episodes")
         if not self.policy.is_fitted and stage == "fit":
             if not hasattr(data, "statistics_data"):
                 raise UserError("RL needs a trained policy to start from: set model.policy.pretrained")
@@ -82,7 +85,7 @@ class DVLAModule(LightningModule):
         if data.collector is not None:
             self.policy.check_environment(data.collector.environment)
             data.prepare_steps(self.policy)
-            if data.num_eval_episodes:
+            if data.evaluation.num_episodes:
                 data.evaluation_specs()  # complains now, not after the first hour of training
             self.task_success = TaskSuccess(data.tasks).to(self.device)
         if stage == "fit":
@@ -201,8 +204,8 @@ class DVLAModule(LightningModule):
         if monitor is None:
             return [optimizer], [self.schedule.scheduler]
         if monitor.startswith("val/"):
-            if not self.trainer.datamodule.num_eval_episodes:
-                raise UserError(f"model.lr_scheduler: nothing logs {monitor}: set data.num_eval_episodes")
+            if not self.trainer.datamodule.evaluation.num_episodes:
+                raise UserError(f"model.lr_scheduler: nothing logs {monitor}: set data.evaluation.num_episodes")
             frequency = self.trainer.check_val_every_n_epoch or 1
         config = {"scheduler": self.schedule.scheduler, "monitor": monitor, "frequency": frequency}
         return {"optimizer": optimizer, "lr_scheduler": config}
@@ -258,7 +261,7 @@ class DVLAModule(LightningModule):
         values = {f"{prefix}/success_rate": total.rate, f"{prefix}/num_episodes": float(total.n)}
         values[f"{prefix}/num_errors"] = float(total.errors)
         values |= {f"{prefix}/success_rate/{task}": count.rate for task, count in counts.items() if count.n}
-        steps = self.trainer.datamodule.eval_steps
+        steps = self.trainer.datamodule.evaluation_steps
         values[f"{prefix}/network_evaluations_per_decision"] = network_evaluations(counts, steps).per_decision
         by_steps = success_by_steps(counts, steps)
         if len(by_steps) > 1:

@@ -91,18 +91,19 @@ def test_help_shows_our_own_options_before_those_of_the_trainer(verb, capfd):
 
 
 def named_parts(capfd):
-    """(option, class) of every help that the help of fit names, from its first 20 lines."""
+    """(words, class) of every help that the help of fit names, from its first 20 lines."""
     _, out, _ = run(capfd, "fit", "--help")
-    rows = [re.match(r"  dvla fit (--\S+) NAME +(.*)", line) for line in out.splitlines()[:20]]
+    rows = [re.match(r"  dvla fit (--.+) NAME +(.*)", line) for line in out.splitlines()[:20]]
     return [(row[1], name) for row in rows if row for name in row[2].split(", ")]
 
 
 def test_the_help_of_every_part_is_named_and_runs(capfd):
     named = named_parts(capfd)
     assert {("--model.objective.help", "TrajectoryPPO"), ("--data.help", "RolloutDataModule")} <= set(named)
-    assert ("--data.collector.environment.help", "Tabletop") in named and len(named) > 10
+    assert ("--data.help", "EvaluationDataModule") in named and ("--data.help", "DVLADataModule") not in named
+    assert ("--data RolloutDataModule --data.collector.environment.help", "Tabletop") in named and len(named) > 10
     for option, name in named:
-        code, out, err = run(capfd, "fit", option, name)
+        code, out, err = run(capfd, "fit", *option.split(), name)
         assert code == 0 and f".{name}\n" in out, (option, name, err)
         assert f"{option.removesuffix('.help').rsplit('.', 1)[-1]}." in out  # options of the part, not of fit
 
@@ -120,7 +121,7 @@ def test_unknown_command(refusal):
         (["--model.objective.clip_ratio_low", "1.5"], "clip_ratio_low must be a number above 0 and below 1"),
         (["--data.tasks", "[fly]"], "unknown task 'fly'; choose from: reach"),
         (["--data.num_steps", "9"], "between 1 and 8"),
-        (["--data.num_eval_episodes", "7"], "multiple of the 5 tasks"),
+        (["--data.evaluation.num_episodes", "7"], "multiple of the 5 tasks"),
         (["--model.policy.pretrained", "no/such/policy/dir"], "does not exist"),
         (["--ckpt_path", "last"], "no run to resume"),
         (["--ckpt_path", "no/such/file.ckpt"], "does not exist"),
@@ -152,7 +153,7 @@ SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
         (["--data.max_refills", "1"], "max_refills needs groups"),
         (["--data.reschedule.every", "0"], "every must be a number at least 1"),
         (["--data.reschedule", "{every: 1, num_steps: [9]}"], "between 1 and 8"),
-        (["--data.eval_num_steps", "0"], "eval_num_steps must be a number at least 1"),
+        (["--data.evaluation.num_steps", "0"], "num_steps must be a number at least 1"),
         (["--model.objective.estimator", "step_merge(2)", *REMASKS], "cannot score a sampler with remasking"),
         (["--model.objective.estimator", "d3"], "unknown estimator 'd3'"),
         (["--model.objective.credit", "per_step", "--model.objective.ratio_level", "chunk"], "needs ratio_level token"),
@@ -186,7 +187,7 @@ def test_bad_schedules_end_in_one_sentence(verb, content, expected, rl_args, tmp
 
 
 def test_an_evaluation_of_nothing_is_refused(rl_args, refusal):
-    assert "nothing to evaluate" in refusal(["validate", *rl_args, "--data.num_eval_episodes", 0])
+    assert "nothing to evaluate" in refusal(["validate", *rl_args, "--data.evaluation.num_episodes", 0])
 
 
 def test_a_sentence_about_what_is_no_text_can_be_printed(refusal, monkeypatch):

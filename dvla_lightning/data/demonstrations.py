@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.data.clipping import clipping_report
 from dvla_lightning.data.episode_files import Demonstration, load_demonstrations, num_copies
-from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
 from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError, check_number
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.objectives.supervised import DemonstrationBatch
 from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
@@ -50,7 +51,7 @@ class ChunkDataset(Dataset):
         )
 
 
-class DemonstrationDataModule(EvaluationDataModule):
+class DemonstrationDataModule(DVLADataModule):
     """Demonstrations collected with `dvla collect`, and closed-loop evaluation.
 
     Args:
@@ -60,13 +61,7 @@ class DemonstrationDataModule(EvaluationDataModule):
         tasks: tasks to evaluate: "all", one name, or a list of names.
         num_steps: denoising steps K of every decision in evaluation, where there is no schedule.
         schedule: step schedule, a YAML file of `dvla schedule`: K per task.
-        num_eval_episodes: evaluation episodes of all tasks together; 0 evaluates nothing, "all" runs as many as the
-            environment's protocol asks for.
-        eval_seed: seed of the policy's draws in evaluation.
-        eval_split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
-        num_recorded_episodes: how many evaluation episodes keep pictures for the log.
-        save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
-        eval_shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
+        evaluation: which episodes are evaluated, by default none; inside `dvla fit` those of selection.
         seed: of shuffling and masking; the command line sets it from seed_everything.
     """
 
@@ -80,28 +75,11 @@ class DemonstrationDataModule(EvaluationDataModule):
         tasks: str | list[str] = "all",
         num_steps: int = 4,
         schedule: str | None = None,
-        num_eval_episodes: int | Literal["all"] = 0,
-        eval_seed: int = 0,
-        eval_split: EvaluationSplit = "heldout",
-        num_recorded_episodes: int = 0,
-        save_videos: bool = False,
-        eval_shard: str | None = None,
+        evaluation: Evaluation = Evaluation(),  # noqa: B008 - frozen
         seed: int = 0,
     ) -> None:
         check_number("data", "batch_size", batch_size, low=1)
-        super().__init__(
-            collector,
-            tasks,
-            num_steps,
-            schedule,
-            num_eval_episodes,
-            None,
-            eval_seed,
-            eval_split,
-            num_recorded_episodes,
-            save_videos,
-            eval_shard,
-        )
+        super().__init__(collector, tasks, num_steps, schedule, evaluation)
         self.path = local_path(path, "data.path")
         self.batch_size = batch_size
         self.seed = seed
