@@ -215,7 +215,7 @@ def test_selection_episodes_are_others_and_every_table_says_so(evaluation, tmp_p
     assert "selection episodes, K = 4" in printed and "held-out" not in printed
     headers = [read_directory(tmp_path / name)[0] for name in ("heldout", "selection")]
     assert [header["split"] for header in headers] == ["heldout", "selection"]
-    seeds = [{row["seed"] for row in episodes(tmp_path / name)} for name in ("heldout", "selection")]
+    seeds = [{record.seed for record in episodes(tmp_path / name)} for name in ("heldout", "selection")]
     assert not seeds[0] & seeds[1]
     other = words(evaluation, tmp_path / "heldout", **few, data__evaluation__split="selection")
     assert 'split ("heldout" there, "selection" here)' in refusal(other)
@@ -310,16 +310,15 @@ def test_recorded_episodes_become_videos(evaluation, tmp_path, capfd):
         "data__evaluation__save_videos": "true",
     }
     validate(capfd, evaluation, run, **few)
-    recorded = {row["task"]: row for row in episodes(run)}
+    recorded = {record.task: record for record in episodes(run)}
     files = sorted((run / "videos").iterdir())
     assert len(files) == 2
     for file in files:
         task, state, outcome = file.stem.rsplit("-", 2)
-        row = recorded[task]
-        assert (int(state), outcome) == (0, "success" if row["success"] else "failure")
+        assert (int(state), outcome) == (0, "success" if recorded[task].success else "failure")
         with av.open(str(file)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        assert len(frames) == row["num_decisions"] + 1
+        assert len(frames) == recorded[task].num_decisions + 1
         assert np.ptp(frames[0]) > 100 and (frames[0] != frames[-1]).any()
 
 
