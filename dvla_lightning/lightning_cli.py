@@ -40,7 +40,7 @@ from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
 from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
-from dvla_lightning.tools.parser import ConfigFile, check_nulls, useful_line
+from dvla_lightning.tools.parser import ConfigFile, check_nulls, moved_options, useful_line
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/latest",
@@ -68,7 +68,12 @@ class RunConfigFile(ConfigFile):
     """Refuses a seed of the data, which a link would overrule without a word; a copy of the run's own is left out."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except UserError as error:
+            if moved := moved_options(values, "data"):
+                raise UserError(f"--config {values}: {moved}") from error
+            raise
         if cfg.pop("data.init_args.seed", None) not in (None, cfg.get("seed_everything")):
             raise UserError(NO_DATA_SEED)
 

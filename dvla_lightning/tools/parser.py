@@ -8,6 +8,7 @@ import pkgutil
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -95,6 +96,14 @@ def _all_expected(useful: Sequence[str], given: str | None) -> str:
         return useful[0]
     names = [re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", line) for line in expected]
     return f"Expected {' or '.join(dict.fromkeys(names))}, got {given}"
+
+
+def moved_options(file: str, part: str) -> str:
+    """A sentence about all options of a part in a YAML file that have another name now; empty if there are none."""
+    content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
+    options = content.get(part) if isinstance(content, dict) else None
+    options = options.get("init_args", options) if isinstance(options, dict) else None
+    return ", ".join(f"{name} is now {part}.{MOVED[name]}" for name in options or () if name in MOVED)
 
 
 def _moved(line: str, parser: ArgumentParser | None) -> str | None:
