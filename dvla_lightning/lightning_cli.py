@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -34,12 +35,13 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
 from dvla_lightning.launch.job_time import JobTime
-from dvla_lightning.launch.quiet import faults_said_once, without_advertisements
+from dvla_lightning.launch.quiet import faults_said_once, own_log_shown, without_advertisements
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
 from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
+from dvla_lightning.policy_recipe import PolicyRecipe
 from dvla_lightning.tools.parser import ConfigFile, check_nulls, moved_options, useful_line
 
 TRAINER_DEFAULTS = {
@@ -76,6 +78,17 @@ class RunConfigFile(ConfigFile):
             raise
         if cfg.pop("data.init_args.seed", None) not in (None, cfg.get("seed_everything")):
             raise UserError(NO_DATA_SEED)
+
+
+class RecipeModule(DVLAModule):
+    """`DVLAModule` as the command line builds it: its policy is a recipe.
+
+    Args:
+        policy: what is trained or evaluated.
+    """
+
+    def __init__(self, policy: PolicyRecipe, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
 
 
 class DVLACommand(LightningCLI):
@@ -228,9 +241,10 @@ def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
     try:
-        with usr1_ends_as_term(), faults_said_once(), without_advertisements():
+        shown = own_log_shown() if is_first_process() else contextlib.nullcontext()
+        with usr1_ends_as_term(), faults_said_once(), without_advertisements(), shown:
             DVLACommand(
-                DVLAModule,
+                RecipeModule,
                 DVLADataModule,
                 subclass_mode_data=True,
                 trainer_defaults=dict(TRAINER_DEFAULTS),

@@ -90,6 +90,15 @@ class MiniProcessor(Processor):
                 f"{found[0] if len(found) == 1 else f'shape {found}'}"
             )
 
+    def example(self, number: int) -> Observation:
+        draws = np.random.default_rng(number)
+        size = (self.image_size, self.image_size, 3)
+        return {
+            "images": {camera: draws.integers(0, 256, size, dtype=np.uint8) for camera in self.cameras},
+            "proprioception": draws.normal(size=self.proprioception_dim).astype(np.float32),
+            "instruction": " ".join(["put the block on the plate", "and close the drawer"][: 1 + number]),
+        }
+
     def row(self, observation: Observation, proprioception_D: Tensor) -> PromptRow:
         pixels = np.stack([observation["images"][camera] for camera in self.cameras])
         text_ids = hashed_text_ids(observation["instruction"], self.text_buckets, self.text_length)
@@ -106,11 +115,11 @@ class MiniBackbone(Backbone):
     Attention is prefix-type: the prompt does not look at the action tokens, so its cache is exact.
 
     Args:
+        num_positions: L, number of action tokens of a chunk (chunk_size * action_dim).
+        vocab_size: V, number of action tokens (bins of the action tokenizer).
         cameras: names of the images it reads, in order.
         image_size: height and width of every image in pixels, a multiple of 16.
         proprioception_dim: size of the proprioception vector.
-        num_positions: L, number of action tokens of a chunk (chunk_size * action_dim).
-        vocab_size: V, number of action tokens (bins of the action tokenizer).
         dim: width D of the transformer.
         num_layers: transformer layers.
         num_heads: attention heads; divides `dim`.
@@ -126,11 +135,11 @@ class MiniBackbone(Backbone):
 
     def __init__(
         self,
+        num_positions: int,
+        vocab_size: int,
         cameras: list[str],
         image_size: int,
         proprioception_dim: int,
-        num_positions: int,
-        vocab_size: int,
         dim: int = 64,
         num_layers: int = 3,
         num_heads: int = 4,

@@ -117,16 +117,14 @@ class DemonstrationDataModule(DVLADataModule):
             self._found = found
         return self._found
 
-    def setup(self, stage: str) -> None:
+    def check_policy(self, policy: DVLAPolicy) -> None:
         """Complains about data that do not fit, before anything else is done with them.
 
         Raises:
             UserError: if the data set is damaged, or of another robot or other cameras than the policy or the
                 environment of the evaluation.
         """
-        if stage != "fit":
-            return
-        shape, policy = self._checked_set().shape, learner_of(self).policy
+        shape = self._checked_set().shape
         self._check_same("action_dim", shape["action_dim"], policy.action_dim, "the policy")
         try:
             policy.processor.check(self.demonstrations[0].observation(0))
