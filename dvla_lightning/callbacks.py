@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
@@ -27,16 +27,16 @@ class RolloutMetrics(Callback):
     At the end of the epoch, because the collection of the first epoch runs before any hook of it.
     """
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self._first_batch_at = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._last_batch_done_at = time.perf_counter()  # a validation may follow before the epoch ends
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: LightningModule) -> None:
         metrics = dict(getattr(trainer.datamodule, "rollout_metrics", {}))
         if metrics:
             metrics["time/update_seconds"] = self._last_batch_done_at - self._first_batch_at
@@ -55,14 +55,14 @@ class CommitOrderPicture(Callback):
     def __init__(self) -> None:
         self._drawn: dict[int, torch.Tensor] | None = None
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
             self._draw(trainer, module)
 
-    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+    def on_train_end(self, trainer: Any, module: Any) -> None:
         self._draw(trainer, module)
 
-    def _draw(self, trainer: Trainer, module: Any) -> None:
+    def _draw(self, trainer: Any, module: Any) -> None:
         commit_order = getattr(trainer.datamodule, "commit_order", None)
         if not commit_order or commit_order is self._drawn or not trainer.is_global_zero or trainer.fast_dev_run:
             return
@@ -81,7 +81,7 @@ class EvaluationReport(Callback):
     The record of a stand-alone validation or test is its manifest in the run directory.
     """
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
         if trainer.sanity_checking:
             return
         split, prefix = trainer.datamodule.split, module.evaluation_prefix
@@ -107,11 +107,10 @@ class EvaluationReport(Callback):
         else:
             print(conclude(directory, module.evaluation.header, records), flush=True)
 
-    on_test_end = on_validation_end
+    def on_test_end(self, trainer: Any, module: Any) -> None:
+        self.on_validation_end(trainer, module)
 
-    def _log_pictures(
-        self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str, split_name: str
-    ) -> None:
+    def _log_pictures(self, trainer: Any, directory: Path, episodes: list[Any], prefix: str, split_name: str) -> None:
         for outcome in () if trainer.fast_dev_run else (True, False):
             wanted = [episode for episode in episodes if episode.success == outcome]
             if not wanted:
@@ -138,7 +137,7 @@ class SavePolicy(Callback):
     def __init__(self) -> None:
         self.best = -1.0
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         score = float(trainer.callback_metrics.get("val/success_rate", -1.0))
@@ -146,7 +145,7 @@ class SavePolicy(Callback):
             self.best = score
             self._save(trainer, module, "policy-best")
 
-    def on_fit_end(self, trainer: Trainer, module: Any) -> None:
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
         if trainer.fast_dev_run:
             return
         self._save(trainer, module, "policy")
@@ -163,7 +162,7 @@ class SavePolicy(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
-    def _save(self, trainer: Trainer, module: Any, name: str) -> None:
+    def _save(self, trainer: Any, module: Any, name: str) -> None:
         if trainer.is_global_zero:
             objective = type(module.objective).__name__
             epochs = f"{complete_epochs(trainer)} epochs"

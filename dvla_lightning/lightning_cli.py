@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from lightning import Callback, Trainer, seed_everything
@@ -62,7 +62,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(useful_line(message, self))
 
 
@@ -145,11 +145,11 @@ class DVLACommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        check_flags(config.trainer, self.subcommand)
+        check_flags(config.trainer, str(self.subcommand))
         check_nulls("data", config.data)
         check_nulls("model.objective", config.model.objective)
         self.directory = RunDirectory(config.trainer.default_root_dir)
-        self.checkpoint = self.directory.checkpoint(self.subcommand, config.get("ckpt_path"))
+        self.checkpoint = self.directory.checkpoint(str(self.subcommand), config.get("ckpt_path"))
         if self.checkpoint is not None:
             check_file(self.checkpoint)
         self._keeps_a_run = self.subcommand == "fit" and not config.trainer.fast_dev_run

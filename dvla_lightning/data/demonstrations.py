@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dvla_lightning.data.base import DVLADataModule
+from dvla_lightning.data.base import DVLADataModule, already_a_batch
 from dvla_lightning.data.clipping import clipping_report
 from dvla_lightning.data.demonstration_set import Demonstration, DemonstrationSet
 from dvla_lightning.data.episode_files import load_demonstrations, num_copies
@@ -156,7 +156,7 @@ class DemonstrationDataModule(DVLADataModule):
             rank_zero_info(report)
         dataset = ChunkDataset(self.demonstrations, policy)
         return DataLoader(
-            dataset, self.batch_size, sampler=_EpochShuffle(len(dataset), self), collate_fn=_already_a_batch
+            dataset, self.batch_size, sampler=_EpochShuffle(len(dataset), self), collate_fn=already_a_batch
         )
 
 
@@ -170,10 +170,10 @@ class _EpochShuffle(Sampler[int]):
         self.num_chunks, self.data = num_chunks, data
 
     def __len__(self) -> int:
-        return self.num_chunks // self.data.trainer.world_size
+        return self.num_chunks // self.data._trainer.world_size
 
     def __iter__(self) -> Iterator[int]:
-        trainer = self.data.trainer
+        trainer = self.data._trainer
         epoch, rank, ranks = trainer.fit_loop.epoch_progress.current.processed, trainer.global_rank, trainer.world_size
         seed_epoch(self.data.seed, epoch, rank)
         # The same order on all ranks, and on any number of them.
@@ -185,7 +185,3 @@ def _chunk(demo: Demonstration, number: int, chunk_size: int) -> tuple[NDArray[n
     """The chunk that starts at an observation, and which of its actions lie beyond the end (they repeat the last)."""
     steps = int(demo.observed_at[number]) + np.arange(chunk_size)
     return demo.actions[np.minimum(steps, len(demo.actions) - 1)], steps >= len(demo.actions)
-
-
-def _already_a_batch(batch: DemonstrationBatch) -> DemonstrationBatch:
-    return batch

@@ -45,7 +45,7 @@ class ConfigFile(ActionConfigFile):
             UserError: if it is no YAML, or no mapping.
         """
         try:
-            super().__call__(parser, cfg, values, option_string)
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         except (TypeError, UserError, UnicodeDecodeError) as error:
             found = error.__context__ if isinstance(error, UserError) else error
             if str(found).startswith("Unexpected config"):
@@ -70,8 +70,8 @@ class OneSentenceParser(ArgumentParser):
 def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
     """The line that says what is wrong, with the key it is about; with a parser also what may have been meant."""
     lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
-    noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value")
-    noise += ("Expected a <class 'NoneType'>", "Expected a path")
+    noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value",
+             "Expected a <class 'NoneType'>", "Expected a path")  # fmt: skip
     useful = [line for line in lines if not line.startswith(noise)] or lines[-1:]
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key") and '"' in line]
     where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
@@ -171,7 +171,8 @@ def known_classes(hint: Any) -> Iterator[type]:
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
             if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
                 yield kind
-            for below in kind.__subclasses__():
+            subclasses: list[type] = kind.__subclasses__()
+            for below in subclasses:
                 yield from known_classes(below)
 
 
