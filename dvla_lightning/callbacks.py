@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
@@ -27,16 +27,16 @@ class RolloutMetrics(Callback):
     At the end of the epoch, because the collection of the first epoch runs before any hook of it.
     """
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self._first_batch_at = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._last_batch_done_at = time.perf_counter()  # a validation may follow before the epoch ends
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: LightningModule) -> None:
         metrics = dict(getattr(trainer.datamodule, "rollout_metrics", {}))
         if metrics:
             metrics["time/update_seconds"] = self._last_batch_done_at - self._first_batch_at
@@ -55,14 +55,14 @@ class CommitOrderPicture(Callback):
     def __init__(self) -> None:
         self._drawn: dict[int, torch.Tensor] | None = None
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
             self._draw(trainer, module)
 
-    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+    def on_train_end(self, trainer: Any, module: Any) -> None:
         self._draw(trainer, module)
 
-    def _draw(self, trainer: Trainer, module: Any) -> None:
+    def _draw(self, trainer: Any, module: Any) -> None:
         commit_order = getattr(trainer.datamodule, "commit_order", None)
         if not commit_order or commit_order is self._drawn or not trainer.is_global_zero or trainer.fast_dev_run:
             return
@@ -76,13 +76,12 @@ class CommitOrderPicture(Callback):
 
 
 class EvaluationReport(Callback):
-    """After an evaluation: prints the table, writes it with every episode to JSON, and logs pictures.
+    """After an evaluation: prints the table and logs pictures; inside fit, one line, and the interval beside the rate.
 
-    A stand-alone validation or test writes evaluation.json into the run directory, made from the manifest there;
-    evaluations inside fit print one line and log the interval beside the rate.
+    The record of a stand-alone validation or test is its manifest in the run directory.
     """
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
         if trainer.sanity_checking:
             return
         split, prefix = trainer.datamodule.split, module.evaluation_prefix
@@ -103,16 +102,15 @@ class EvaluationReport(Callback):
             print(f"\nepoch {trainer.current_epoch}: {SPLIT_NAMES[split]} success {total}", flush=True)
             return
         if module.evaluation.header is None:  # a development run keeps no record
-            steps = trainer.datamodule.eval_steps
+            steps = trainer.datamodule.evaluation_steps
             print(success_table(counts, f"{SPLIT_NAMES[split]} episodes, {steps_text(steps)}", steps), flush=True)
         else:
             print(conclude(directory, module.evaluation.header, records), flush=True)
 
-    on_test_end = on_validation_end
+    def on_test_end(self, trainer: Any, module: Any) -> None:
+        self.on_validation_end(trainer, module)
 
-    def _log_pictures(
-        self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str, split_name: str
-    ) -> None:
+    def _log_pictures(self, trainer: Any, directory: Path, episodes: list[Any], prefix: str, split_name: str) -> None:
         for outcome in () if trainer.fast_dev_run else (True, False):
             wanted = [episode for episode in episodes if episode.success == outcome]
             if not wanted:
@@ -139,7 +137,7 @@ class SavePolicy(Callback):
     def __init__(self) -> None:
         self.best = -1.0
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         score = float(trainer.callback_metrics.get("val/success_rate", -1.0))
@@ -147,7 +145,7 @@ class SavePolicy(Callback):
             self.best = score
             self._save(trainer, module, "policy-best")
 
-    def on_fit_end(self, trainer: Trainer, module: Any) -> None:
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
         if trainer.fast_dev_run:
             return
         self._save(trainer, module, "policy")
@@ -164,7 +162,7 @@ class SavePolicy(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
-    def _save(self, trainer: Trainer, module: Any, name: str) -> None:
+    def _save(self, trainer: Any, module: Any, name: str) -> None:
         if trainer.is_global_zero:
             objective = type(module.objective).__name__
             epochs = f"{complete_epochs(trainer)} epochs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.episode import Episode
 
 
-def clipping_report(policy: DVLAPolicy, actions_ND: NDArray, proprioception_MD: NDArray) -> str | None:
+def clipping_report(policy: DVLAPolicy, actions_ND: NDArray[Any], proprioception_MD: NDArray[Any]) -> str | None:
     """One sentence about demonstrations that the policy's statistics do not cover; None if they do.
 
     "quantile" leaves about 2 % of each dimension outside. A policy that was trained on other data may miss more.
@@ -45,7 +46,7 @@ def clipping_metrics(episodes: Sequence[Episode], gather: Gather) -> dict[str, f
     return {"rollout/proprioception_outside": total / max(1.0, count)}
 
 
-def _like(policy: DVLAPolicy, values: NDArray) -> Tensor:
+def _like(policy: DVLAPolicy, values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values).to(policy.device)
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dvla_lightning.data.assembly import assemble, check_finite
+from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.data.clipping import clipping_metrics
-from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
 from dvla_lightning.data.groups import AdvantageName, EpisodeGroups
 from dvla_lightning.data.minibatches import IterationStream, minibatches
 from dvla_lightning.data.rescheduling import Rescheduling, measurement_metrics
 from dvla_lightning.data.rollout_metrics import episode_metrics, mean_commit_order, normalize_advantages, time_metrics
 from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError, check_number
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.policy import DVLAPolicy
@@ -26,7 +27,7 @@ from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 from dvla_lightning.wiring import learner_of
 
 
-class RolloutDataModule(EvaluationDataModule):
+class RolloutDataModule(DVLADataModule):
     """Collects episodes with the present policy at the start of every epoch and yields them as minibatches.
 
     Args:
@@ -50,14 +51,7 @@ class RolloutDataModule(EvaluationDataModule):
         group_size: episodes that begin in the same initial state; "grpo" and "rloo" need at least 2.
         max_refills: with groups: leave out those in which all episodes came out alike, and collect new ones in their
             place up to so many times (dynamic sampling of DAPO); null: train on every group.
-        num_eval_episodes: evaluation episodes of all tasks together; 0 evaluates nothing, "all" runs as many as the
-            environment's protocol asks for.
-        eval_num_steps: K in evaluation; None evaluates with the schedule or `num_steps`.
-        eval_seed: seed of the policy's draws in evaluation.
-        eval_split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
-        num_recorded_episodes: how many evaluation episodes keep pictures for the log.
-        save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
-        eval_shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
+        evaluation: which episodes are evaluated; inside `dvla fit` those of selection.
         seed: of the training episodes; the command line sets it from seed_everything.
 
     Attributes:
@@ -68,6 +62,7 @@ class RolloutDataModule(EvaluationDataModule):
 
     epoch_name = "iteration"
     batch_type = RolloutBatch
+    collector: Collector
 
     def __init__(
         self,
@@ -85,28 +80,10 @@ class RolloutDataModule(EvaluationDataModule):
         advantage: AdvantageName = "gae",
         group_size: int = 1,
         max_refills: int | None = None,
-        num_eval_episodes: int | Literal["all"] = 100,
-        eval_num_steps: int | None = None,
-        eval_seed: int = 0,
-        eval_split: EvaluationSplit = "heldout",
-        num_recorded_episodes: int = 10,
-        save_videos: bool = False,
-        eval_shard: str | None = None,
+        evaluation: Evaluation = Evaluation(num_episodes=100, num_recorded_episodes=10),  # noqa: B008 - frozen
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            collector,
-            tasks,
-            num_steps,
-            schedule,
-            num_eval_episodes,
-            eval_num_steps,
-            eval_seed,
-            eval_split,
-            num_recorded_episodes,
-            save_videos,
-            eval_shard,
-        )
+        super().__init__(collector, tasks, num_steps, schedule, evaluation)
         check_number("data", "episodes_per_iteration", episodes_per_iteration, low=1)
         check_number("data", "minibatch_size", minibatch_size, low=1)
         check_number("data", "ppo_epochs", ppo_epochs, low=1)
@@ -125,7 +102,7 @@ class RolloutDataModule(EvaluationDataModule):
     def setup(self, stage: str) -> None:
         """Complains about shares of an iteration: how many minibatches it has is known when it is collected."""
         for name in ("limit_train_batches", "val_check_interval"):
-            share = getattr(self.trainer, name)
+            share = getattr(self._trainer, name)
             if stage == "fit" and isinstance(share, float) and share != 1.0:
                 raise UserError(
                     f"trainer.{name} {share}: an iteration is no share of anything known beforehand: give a whole "
@@ -146,7 +123,7 @@ class RolloutDataModule(EvaluationDataModule):
 
     def _run_iteration(self) -> Iterator[RolloutBatch]:
         """One RL iteration: collects, then yields minibatches until the learner wants no more."""
-        trainer, learner = self.trainer, learner_of(self)
+        trainer, learner = self._trainer, learner_of(self)
         # Not current_epoch: that is one too low in the first collection after a resume.
         iteration = trainer.fit_loop.epoch_progress.current.processed
         seed_epoch(self.seed, iteration, trainer.global_rank)
@@ -170,7 +147,7 @@ class RolloutDataModule(EvaluationDataModule):
         """
         learner = learner_of(self)
         # The same autocast as in training_step: other dtypes would give other log-probabilities.
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with torch.no_grad(), self._trainer.precision_plugin.forward_context():
             cost = self._measure_if_due(learner.policy, iteration)
             start = time.perf_counter()
             ran, chosen, times = self._collect_episodes(learner.policy, iteration)
@@ -192,7 +169,9 @@ class RolloutDataModule(EvaluationDataModule):
         """Replaces the step schedule where this iteration begins with a measurement; returns its metrics."""
         if self.reschedule is None or not self.reschedule.is_due(iteration, self.is_schedule_given):
             return measurement_metrics()
-        schedule, cost = self.reschedule.measure(self.trainer, policy, self, iteration, self.stop_on_sigterm)
+        schedule, cost = self.reschedule.measure(
+            self._trainer, policy, self.collector, self.tasks, self.seed, iteration, self.stop_on_sigterm
+        )
         self.steps = dict(schedule)
         return cost
 
@@ -200,9 +179,9 @@ class RolloutDataModule(EvaluationDataModule):
         self, policy: DVLAPolicy, iteration: int
     ) -> tuple[list[Episode], list[Episode], list[CollectionTimes]]:
         """All episodes this rank ran, those to train on, and where the time of each collection went."""
-        ranks = self.trainer.world_size
+        ranks = self._trainer.world_size
         num_episodes = self.episodes_per_iteration
-        if self.trainer.fast_dev_run:
+        if self._trainer.fast_dev_run:
             num_episodes = max(len(self.tasks), ranks) * self.groups.size
         self.groups.check_share(num_episodes, ranks)
         times: list[CollectionTimes] = []
@@ -221,7 +200,7 @@ class RolloutDataModule(EvaluationDataModule):
     def _own_specs(self, num_episodes: int, iteration: int, refill: int) -> list[EpisodeSpec]:
         """This rank's share of the training episodes."""
         specs = training_specs(self.tasks, num_episodes, self.steps, self.seed, iteration, self.groups.size, refill)
-        return self.groups.share(specs, self.trainer.global_rank, self.trainer.world_size)
+        return self.groups.share(specs, self._trainer.global_rank, self._trainer.world_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": dict(self.steps)}
@@ -230,8 +209,11 @@ class RolloutDataModule(EvaluationDataModule):
         if self.reschedule is None:  # the command line decides
             return
         steps = state_dict.get("steps")
-        known = [task for task in self.tasks if isinstance(steps, dict) and type(steps.get(task)) is int]
-        if len(known) < len(self.tasks) or min(steps.values()) < 1:
+        if (
+            not isinstance(steps, dict)
+            or any(type(steps.get(task)) is not int for task in self.tasks)
+            or min(steps.values()) < 1
+        ):
             raise UserError(
                 f"the checkpoint's step schedule {steps!r} is not one of these tasks: {', '.join(self.tasks)}"
             )

@@ -46,22 +46,22 @@ class EvaluationRun:
         """
         outcome: dict[EpisodeKey, EpisodeRecord] | UserError
         try:
-            self._manifest = Manifest(directory, header, rank)
-            outcome = self._manifest.found
+            manifest = self._manifest = Manifest(directory, header, rank)
+            outcome = manifest.found
         except UserError as error:
             outcome = error
         # Where ranks share no file system, each knows only its own episodes.
         found = gather_or_raise(outcome)
         self.records = settle(record for part in found for record in part.values())
         self.header = header
-        gather_or_raise(self._begin())
+        gather_or_raise(self._begin(manifest))
         if self.records and rank == 0:
             done = sum(record.error is None for record in self.records.values())
-            print(f"{done} episodes are in {self._manifest.path} already and are not run again", flush=True)
+            print(f"{done} episodes are in {manifest.path} already and are not run again", flush=True)
 
-    def _begin(self) -> UserError | None:
+    def _begin(self, manifest: Manifest) -> UserError | None:
         try:
-            self._manifest.begin()
+            manifest.begin()
         except UserError as error:
             return error
         return None

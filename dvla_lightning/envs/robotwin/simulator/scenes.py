@@ -133,5 +133,7 @@ class Scenes:
 def _own(split, seed):
     """The seed, if it does not lie beyond those of its split."""
     if split == "selection" and seed >= END_OF_SELECTION:
-        raise UserError("RoboTwin has too few selection scenes for so many episodes: lower num_eval_episodes")
+        raise UserError(
+            "RoboTwin has too few selection scenes for so many episodes: lower data.evaluation.num_episodes"
+        )
     return seed
