@@ -185,8 +185,12 @@ class Environment(ABC):
             tasks: "all", one name, or a list of names.
 
         Raises:
-            UserError: for a name this environment does not have, one that is given twice, or no name at all.
+            UserError: for a name this environment does not have, one that is given twice, or no name at all; for a
+                recipe that leaves out one of the attributes above.
         """
+        required = ("tasks", "cameras", "action_dim", "proprioception_dim")
+        if missing := [name for name in required if not hasattr(self, name)]:
+            raise UserError(f"{type(self).__name__} has no {missing[0]}: an environment gives {', '.join(required)}")
         if tasks == "all":
             return self.tasks
         if not isinstance(tasks, (str, list, tuple)):
