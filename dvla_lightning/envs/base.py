@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,7 @@ from dvla_lightning.errors import UserError
 # Split -> its name for people. Policies learn on the first, are chosen on the second and reported on the third.
 SPLIT_NAMES = {"train": "training", "selection": "selection", "heldout": "held-out"}
 SPLITS = tuple(SPLIT_NAMES)
+REQUIRED = ("tasks", "cameras", "action_dim", "proprioception_dim")
 
 
 class Observation(TypedDict):
@@ -131,6 +132,14 @@ class Environment(ABC):
     proprioception_dim: int
     interpreter: str | None = None
 
+    if not TYPE_CHECKING:  # or type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what a subclass leaves out."""
+            if name in REQUIRED:
+                raise UserError(f"{type(self).__name__} has no {name}: an environment gives {', '.join(REQUIRED)}")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
     @abstractmethod
     def make(self) -> SimulatorEnv:
         """Builds the simulator; called in the process that will run it.
@@ -187,12 +196,8 @@ class Environment(ABC):
             tasks: "all", one name, or a list of names.
 
         Raises:
-            UserError: for a name this environment does not have, one that is given twice, or no name at all; for a
-                recipe that leaves out one of the attributes above.
+            UserError: for a name this environment does not have, one that is given twice, or no name at all.
         """
-        required = ("tasks", "cameras", "action_dim", "proprioception_dim")
-        if missing := [name for name in required if not hasattr(self, name)]:
-            raise UserError(f"{type(self).__name__} has no {missing[0]}: an environment gives {', '.join(required)}")
         if tasks == "all":
             return self.tasks
         if not isinstance(tasks, (str, list, tuple)):
