@@ -46,7 +46,8 @@ def test_commands_of_the_page(folder, capsys, quiet_logging):
         if words[0] == "collect":
             assert "red: kept 10 of 10 tried" in printed and "blue: kept 10 of 10 tried" in printed
         if words[0] == "validate":
-            _check_table(printed, json.loads((folder / "runs/board-sft/evaluation.json").read_text())["episodes"])
+            lines = (folder / "runs/board-sft/evaluation.jsonl").read_text().splitlines()[1:]  # the first is the header
+            _check_table(printed, [json.loads(line) for line in lines])
     assert (folder / "runs/board-rl/policy/model.safetensors").is_file()
 
 
