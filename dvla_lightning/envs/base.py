@@ -1,4 +1,4 @@
-"""The contract of a simulator: a picklable recipe (`Environment`) and the simulator that it builds (`SimulatorEnv`)."""
+"""The contract with simulators: a picklable recipe (`Environment`) and what it builds (`SimulatorEnv`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REQUIRED = ("tasks", "cameras", "action_dim", "proprioception_dim")
 
 
 class Observation(TypedDict):
-    """The input of the policy at one decision.
+    """The policy's view of the world at one decision.
 
     Attributes:
         images: camera name -> (H, W, 3) uint8, upright as the policy was trained on it.
@@ -65,7 +65,7 @@ class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         raise NotImplementedError(f"{type(self).__name__} does not implement advance()")
 
     def observe(self) -> Observation:
-        """Makes the observation of the present state, in new arrays; this is where cameras are rendered."""
+        """Makes the observation of the present state, and renders the cameras for it."""
         raise NotImplementedError(f"{type(self).__name__} does not implement observe()")
 
     def expert_action(self) -> NDArray[np.float32]:
@@ -150,22 +150,22 @@ class Environment(ABC):
 
     @abstractmethod
     def num_heldout_states(self, task: str) -> int | None:
-        """Number of held-out initial states of a task; None if they are unlimited."""
+        """Number of held-out initial states of a task; None without limit."""
 
     def num_selection_states(self, task: str) -> int | None:
-        """Number of initial states of a task on which policies are chosen during training; None if unlimited."""
+        """Number of initial states of a task on which policies are chosen during training; None without limit."""
         return None
 
     def num_states(self, task: str, split: str) -> int | None:
-        """Number of initial states of a task in split "selection" or "heldout"; None if unlimited."""
+        """Number of initial states of a task in split "selection" or "heldout"; None without limit."""
         return self.num_heldout_states(task) if split == "heldout" else self.num_selection_states(task)
 
     def num_trials(self, task: str) -> int | None:
-        """Number of held-out episodes of a task in the benchmark's protocol; None if it gives none."""
+        """Number of held-out episodes of a task in the benchmark's protocol; None if it does not say."""
         return self.num_heldout_states(task)
 
     def identity(self) -> Mapping[str, Any]:
-        """Describes this environment for result tables and data sets: class, options, versions.
+        """Facts about this environment that a result table or a data set must record (class, options, versions).
 
         The keys `suite` and `protocol`, if present, are printed above tables. `training_remark` is a sentence that is
         printed below every table about a policy that was trained here.
@@ -173,7 +173,7 @@ class Environment(ABC):
         return {"class": type(self).__name__}
 
     def foreign_build(self) -> dict[str, Any]:
-        """Describes, in plain types, how a worker in another interpreter builds the simulator.
+        """Says in plain types how a worker in another interpreter builds the simulator.
 
         The default constructs the recipe there, from the attributes with the names of its constructor arguments, and
         calls `make`. It needs gymnasium in that interpreter, but no installation of this package.

@@ -1,4 +1,4 @@
-"""Lines of an environment's doctor, and the simulator that it examines, as `dvla doctor` passes it in."""
+"""What the doctor of an environment says, and how it reaches a simulator: `dvla doctor` brings that along."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ class Check(NamedTuple):
     """One line of the report.
 
     Attributes:
-        ok: True: works; False: broken; None: absent, but optional.
-        name: of the thing that was checked.
-        finding: the result.
-        remedy: what to do if it is not ok.
+        ok: True works, False is broken, None is absent but optional.
+        name: what was looked at.
+        finding: what was found.
+        remedy: what to do where it is not ok.
     """
 
     ok: bool | None
@@ -27,14 +27,14 @@ class Check(NamedTuple):
 
 
 class NoAnswer(Exception):
-    """The simulator died, hung or raised; the message is the last line of its output."""
+    """The simulator died, hung or raised; the message is the last line of what it said."""
 
 
 class Simulator(Protocol):
     """A simulator in a process of its own, which may die or hang.
 
     Attributes:
-        hello: versions in a process of another Python; None before its first answer, and in this Python.
+        hello: versions of a process that another Python runs; None before its first answer, or of this Python.
     """
 
     hello: dict[str, Any] | None
