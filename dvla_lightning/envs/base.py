@@ -1,4 +1,4 @@
-"""What the package asks of a simulator: a picklable recipe (`Environment`) and what it builds (`SimulatorEnv`)."""
+"""The contract with simulators: a picklable recipe (`Environment`) and what it builds (`SimulatorEnv`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import gymnasium
 import numpy as np
@@ -19,10 +19,11 @@ from dvla_lightning.errors import UserError
 # Split -> its name for people. Policies learn on the first, are chosen on the second and reported on the third.
 SPLIT_NAMES = {"train": "training", "selection": "selection", "heldout": "held-out"}
 SPLITS = tuple(SPLIT_NAMES)
+REQUIRED = ("tasks", "cameras", "action_dim", "proprioception_dim")
 
 
 class Observation(TypedDict):
-    """What the policy sees at one decision.
+    """The policy's view of the world at one decision.
 
     Attributes:
         images: camera name -> (H, W, 3) uint8, upright as the policy was trained on it.
@@ -36,18 +37,20 @@ class Observation(TypedDict):
 
 
 class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
-    """A gymnasium environment that can run a whole action chunk and draw pictures only at its end.
+    """A gymnasium environment that runs a whole action chunk and draws pictures only at its end.
 
-    Subclasses implement `reset`, `advance`, `observe` and, if they can demonstrate, `expert_action`. One instance
-    serves every task of its recipe; `reset` switches between them. The reset options are
+    Subclasses implement `reset`, `advance` and `observe`; `expert_action` if they have a scripted expert, and `render`
+    for videos. docs/environment.md has a complete example. One instance serves every task of its recipe; `reset`
+    switches between them. The reset options are
 
     * ``task`` (str): one of the recipe's tasks,
     * ``split`` (str): "train", "selection" or "heldout"; no two share an initial state, unless the recipe was asked to,
-    * ``initial_state`` (int): which initial state of that task and split; the same number gives the same state,
-    * ``expert_noise`` (float): how far the scripted expert strays from its best action, 0 = not at all,
+    * ``initial_state`` (int): number of the initial state in that task and split; the same number gives the same state.
+      In training any number below 2^31 can come,
+    * ``expert_noise`` (float): size of the noise on the expert's actions, 0 = none,
     * ``expert_attempt`` (int): which of its plans the expert follows, 0 = the most promising one.
 
-    ``reset(seed=...)`` seeds everything random that happens after the initial state (expert noise, way chosen).
+    ``reset(seed=...)`` seeds everything random that happens after the initial state (expert noise, choice of a way).
     """
 
     def advance(self, action: NDArray[np.float32]) -> tuple[float, bool, bool, dict[str, Any]]:
@@ -62,7 +65,7 @@ class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         raise NotImplementedError(f"{type(self).__name__} does not implement advance()")
 
     def observe(self) -> Observation:
-        """Makes the observation of the present state; this is where cameras are rendered."""
+        """Makes the observation of the present state, and renders the cameras for it."""
         raise NotImplementedError(f"{type(self).__name__} does not implement observe()")
 
     def expert_action(self) -> NDArray[np.float32]:
@@ -109,9 +112,9 @@ class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
 
 class Environment(ABC):
-    """A picklable recipe: travels to worker processes, which build the simulator there.
+    """A picklable recipe, sent to worker processes, which build the simulator.
 
-    It knows everything about the tasks that must be known before a simulator exists. Constructing it is cheap and
+    It holds everything about the tasks that must be known before a simulator exists. Constructing it is cheap and
     imports no simulator.
 
     Attributes:
@@ -119,8 +122,8 @@ class Environment(ABC):
         cameras: names of the images of an observation.
         action_dim: size of one action.
         proprioception_dim: size of the proprioception vector.
-        interpreter: path of the Python in which workers run the simulator; None runs it in ours. Where simulators pin
-            versions that this package cannot live with.
+        interpreter: path of the Python in which workers run the simulator; None runs it in ours. For simulators that
+            need package versions which do not fit this package.
     """
 
     tasks: tuple[str, ...]
@@ -128,6 +131,14 @@ class Environment(ABC):
     action_dim: int
     proprioception_dim: int
     interpreter: str | None = None
+
+    if not TYPE_CHECKING:  # or type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what a subclass leaves out."""
+            if name in REQUIRED:
+                raise UserError(f"{type(self).__name__} has no {name}: an environment gives {', '.join(REQUIRED)}")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @abstractmethod
     def make(self) -> SimulatorEnv:
@@ -139,33 +150,33 @@ class Environment(ABC):
 
     @abstractmethod
     def num_heldout_states(self, task: str) -> int | None:
-        """How many held-out initial states a task has; None if they are unlimited."""
+        """Number of held-out initial states of a task; None without limit."""
 
     def num_selection_states(self, task: str) -> int | None:
-        """How many initial states a task has on which policies are chosen during training; None if unlimited."""
+        """Number of initial states of a task on which policies are chosen during training; None without limit."""
         return None
 
     def num_states(self, task: str, split: str) -> int | None:
-        """How many initial states a task has to evaluate on, in split "selection" or "heldout"; None if unlimited."""
+        """Number of initial states of a task in split "selection" or "heldout"; None without limit."""
         return self.num_heldout_states(task) if split == "heldout" else self.num_selection_states(task)
 
     def num_trials(self, task: str) -> int | None:
-        """How many held-out episodes of a task the benchmark's protocol asks for; None if it does not say."""
+        """Number of held-out episodes of a task in the benchmark's protocol; None if it does not say."""
         return self.num_heldout_states(task)
 
     def identity(self) -> Mapping[str, Any]:
-        """What a result table or a data set must record about this environment (class, options, versions).
+        """Facts about this environment that a result table or a data set must record (class, options, versions).
 
-        `suite` and `protocol`, where there are such keys, stand above tables. `training_remark` is a sentence that
-        every table about a policy trained here carries.
+        The keys `suite` and `protocol`, if present, are printed above tables. `training_remark` is a sentence that is
+        printed below every table about a policy that was trained here.
         """
         return {"class": type(self).__name__}
 
     def foreign_build(self) -> dict[str, Any]:
-        """What a worker in another interpreter does to build the simulator, in plain types.
+        """Says in plain types how a worker in another interpreter builds the simulator.
 
-        This one makes the recipe anew there, from the attributes with the names of its constructor arguments, and calls
-        `make`. It needs gymnasium in that interpreter, but no installation of this package.
+        The default constructs the recipe there, from the attributes with the names of its constructor arguments, and
+        calls `make`. It needs gymnasium in that interpreter, but no installation of this package.
 
         Returns:
             Keyword arguments of `foreign_worker.build`: packages, factory, arguments.
@@ -202,5 +213,5 @@ class Environment(ABC):
 
 
 def make_simulator(module: str, recipe: str, options: Mapping[str, Any]) -> SimulatorEnv:
-    """Makes a recipe by its name and builds its simulator; called in another interpreter."""
+    """Constructs a recipe by its name and builds its simulator; called in another interpreter."""
     return getattr(importlib.import_module(module), recipe)(**options).make()
