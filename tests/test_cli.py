@@ -139,6 +139,7 @@ def test_bad_arguments_end_in_one_sentence(args, expected, rl_args, policy_dir, 
 
 
 REMASKS = ["--model.policy.sampler.remask_threshold", "0.2"]
+STEP_MERGE = ["--model.objective.estimator", "StepMerge", "--model.objective.estimator.num_groups"]
 SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
 
 
@@ -153,8 +154,12 @@ SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
         (["--data.reschedule.every", "0"], "every must be a number at least 1"),
         (["--data.reschedule", "{every: 1, num_steps: [9]}"], "between 1 and 8"),
         (["--data.eval_num_steps", "0"], "eval_num_steps must be a number at least 1"),
-        (["--model.objective.estimator", "step_merge(2)", *REMASKS], "cannot score a sampler with remasking"),
-        (["--model.objective.estimator", "d3"], "unknown estimator 'd3'"),
+        (["--model.objective.estimator", "StepMerge", *REMASKS], "cannot score a sampler with remasking"),
+        (["--model.objective.estimator", "d3"], "known are: Coupled, FullMask, LastStep, RandomMask, StepMerge, Traj"),
+        (["--model.objective.estimator", "trajectory"], "trajectory, did you mean Trajectory?"),
+        (["--model.objective.estimator", "step_merge(2)"], "did you mean StepMerge, and its arguments as init_args?"),
+        ([*STEP_MERGE, "0"], "StepMerge needs at least 1 group, got 0"),
+        ([*STEP_MERGE, "1.5"], "num_groups: Expected a <class 'int'>. Got value: 1.5"),
         (["--model.objective.credit", "per_step", "--model.objective.ratio_level", "chunk"], "needs ratio_level token"),
         (["--model.objective.dual_clip", "1"], "dual_clip must be above 1"),
         (SELECTION_TERM, "needs a random selection"),

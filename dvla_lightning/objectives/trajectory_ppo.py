@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dvla_lightning.backbones.base import Prompt
-from dvla_lightning.diffusion.estimators import Trajectory, parse_estimator
+from dvla_lightning.diffusion.estimators import Estimator, Trajectory
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.diffusion.selection import confidence_score
 from dvla_lightning.diffusion.views import MaskedViews
@@ -22,6 +22,8 @@ from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts, rows
 from dvla_lightning.policy import DVLAPolicy, Scores
 from dvla_lightning.rl.kl import KLKind, kl_estimate
 from dvla_lightning.rl.losses import RatioLevel, aggregate_log_ratio, policy_loss, step_weights, value_loss
+
+TRAJECTORY = Trajectory()
 
 
 class _Scored(NamedTuple):
@@ -47,9 +49,8 @@ class TrajectoryPPO(Objective):
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy + kl_coef * KL(policy || reference)
 
     Args:
-        estimator: which masked views score a path: "trajectory" (the paper: every token in the state in which it was
-            committed), "last_step", "full_mask" (d1), "random_mask(m, low, high)" (UniGRPO), "coupled(m)"
-            (coupled-GRPO) or "step_merge(G)" (d2); see `diffusion.estimators`.
+        estimator: which masked views score a path: Trajectory (the paper: every token in the state in which it was
+            committed), LastStep, FullMask (d1), RandomMask (UniGRPO), Coupled (coupled-GRPO) or StepMerge (d2).
         selection_term: "plackett_luce" adds the probability of the order in which positions were committed, for
             samplers that choose it at random; "none" treats the order as given (the paper).
         ratio_level: what is clipped: the ratio of each token, of each denoising step, or of the whole chunk's path.
@@ -83,7 +84,7 @@ class TrajectoryPPO(Objective):
 
     def __init__(
         self,
-        estimator: str = "trajectory",
+        estimator: Estimator = TRAJECTORY,
         selection_term: Literal["none", "plackett_luce"] = "none",
         ratio_level: RatioLevel = "token",
         clip_ratio_low: float = 0.2,
@@ -118,15 +119,12 @@ class TrajectoryPPO(Objective):
                 f"TrajectoryPPO: credit per_step weighs tokens and needs ratio_level token, got {ratio_level}; at "
                 "ratio_level step every denoising step already counts once"
             )
-        try:
-            self.estimator = parse_estimator(estimator)
-        except ValueError as error:
-            raise UserError(f"TrajectoryPPO: {error}") from error
-        if selection_term == "plackett_luce" and not isinstance(self.estimator, Trajectory):
+        if selection_term == "plackett_luce" and not isinstance(estimator, Trajectory):
             raise UserError(
-                f"TrajectoryPPO: selection_term plackett_luce needs the states that the sampler passed through: use "
-                f"estimator trajectory, not {estimator}"
+                "TrajectoryPPO: selection_term plackett_luce needs the states that the sampler passed through: use "
+                f"estimator Trajectory, not {type(estimator).__name__}"
             )
+        self.estimator = estimator
         self.selection_term, self.ratio_level, self.credit = selection_term, ratio_level, credit
         self.clip_ratio_low, self.clip_ratio_high, self.dual_clip = clip_ratio_low, clip_ratio_high, dual_clip
         self.value_coef, self.value_clip, self.huber_delta = value_coef, value_clip, huber_delta
@@ -170,7 +168,7 @@ class TrajectoryPPO(Objective):
     def prepare_batch(self, policy: DVLAPolicy, rollouts: Rollouts, rows_at_once: int | None = None) -> None:
         """Scores the decisions before the update as this estimator sees them.
 
-        The sampler's own record is what "trajectory" would compute again; everything else has to be scored.
+        The sampler's own record is what `Trajectory` would compute again; everything else has to be scored.
         """
         if (
             isinstance(self.estimator, Trajectory)

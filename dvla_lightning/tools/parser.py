@@ -16,7 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from dvla_lightning.errors import UserError
 
 UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments:|Option|does not accept option) '?([-\w.=]+)")
-UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+(\(.*\))?)$")
 
 
 class ConfigFile(ActionConfigFile):
@@ -97,7 +97,8 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
         hints = [getattr(action, "_typehint", None) for action in _actions(parser) if action.dest == keys[-1]]
         names = sorted({kind.__name__ for hint in hints for kind in known_classes(hint)})
         near = difflib.get_close_matches(wrong_class[1], names, n=1)
-        meant = f", did you mean {near[0]}?" if near else ""
+        arguments = ", and its arguments as init_args" if wrong_class[2] else ""
+        meant = f", did you mean {near[0]}{arguments}?" if near else ""
         return f"{meant} (known are: {', '.join(names)}; others by their dotted path)" if names else ""
     return ""
 
