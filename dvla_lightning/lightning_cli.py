@@ -25,7 +25,6 @@ from dvla_lightning.callbacks import CommitOrderPicture, EvaluationReport, Rollo
 from dvla_lightning.checkpointing.last import LastCheckpoint
 from dvla_lightning.checkpointing.record import RunRecord
 from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
-from dvla_lightning.cli import TRAINER_VERBS
 from dvla_lightning.cli_help import HelpFormatter, arrange, introduction
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
@@ -39,6 +38,7 @@ from dvla_lightning.launch.saved_config import SavedConfig
 from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.tools.parser import ConfigFile, check_nulls, useful_line
+from dvla_lightning.verbs import TRAINER_VERBS
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/latest",

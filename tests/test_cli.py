@@ -14,6 +14,7 @@ import yaml
 
 from dvla_lightning import cli
 from dvla_lightning.tools.parser import useful_line
+from dvla_lightning.verbs import TOOLS, TRAINER_VERBS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
@@ -58,12 +59,12 @@ def test_idle_threads_of_torch_sleep_unless_the_user_says_otherwise(given, then,
 
 def test_python_m_is_the_command():
     done = subprocess.run([sys.executable, "-m", "dvla_lightning", "--help"], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
+    assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in [*TRAINER_VERBS, *TOOLS])
 
 
 def test_help_lists_every_command_without_importing_torch(capfd):
     code, out, _ = run(capfd, "--help")
-    assert code == 0 and all(verb in out for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
+    assert code == 0 and all(verb in out for verb in [*TRAINER_VERBS, *TOOLS])
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -77,7 +78,7 @@ def test_shipped_configs_fit_the_code(config, capfd):
     assert set(content) <= set(yaml.safe_load(out))
 
 
-@pytest.mark.parametrize("verb", cli.TRAINER_VERBS)
+@pytest.mark.parametrize("verb", TRAINER_VERBS)
 def test_help_shows_our_own_options_before_those_of_the_trainer(verb, capfd):
     code, out, _ = run(capfd, verb, "--help")
     assert code == 0

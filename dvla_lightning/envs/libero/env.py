@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dvla_lightning.envs.base import SPLITS, Observation, SimulatorEnv
 from dvla_lightning.envs.libero.assets import require_assets
 from dvla_lightning.envs.libero.launch import build_simulator, import_libero
+from dvla_lightning.envs.libero.options import ACTION_DIM, CAMERAS, PROPRIOCEPTION_DIM, LiberoOptions
 from dvla_lightning.envs.libero.states import InitialStates, global_random_state
 from dvla_lightning.envs.libero.suites import Task, suite_tasks
 from dvla_lightning.errors import UserError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from dvla_lightning.envs.libero.cameras import Cameras
     from dvla_lightning.envs.libero.expert.scripted import Expert
     from dvla_lightning.envs.libero.physics import Snapshot
-    from dvla_lightning.envs.libero.recipe import Libero
 
 WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # gripper open; the published evaluations' no-op
 
@@ -33,16 +33,16 @@ class LiberoEnv(SimulatorEnv):
     """See `SimulatorEnv`. The simulator of a task is built at its first reset and kept until the task changes.
 
     Args:
-        recipe: the configuration.
+        options: what the recipe was given, complete.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     render_mode = "rgb_array"
 
-    def __init__(self, recipe: Libero) -> None:
-        import_libero(recipe.gl_backend, require_assets(recipe.assets_dir, recipe.suite))
-        self.recipe = recipe
-        self._faithful = recipe.rendering == "faithful"
+    def __init__(self, options: LiberoOptions) -> None:
+        import_libero(options.gl_backend, require_assets(options.assets_dir, options.suite))
+        self.options = options
+        self._faithful = options.rendering == "faithful"
         self._task: Task | None = None
         self._control: Any = None  # LIBERO's ControlEnv
         self._states: InitialStates | None = None
@@ -50,15 +50,15 @@ class LiberoEnv(SimulatorEnv):
         self._snapshot: Snapshot | None = None
         self._expert: Expert | None = None
         self._num_steps = 0
-        self._limit = recipe.max_steps
-        size = recipe.image_size
+        self._limit = options.max_steps
+        size = options.image_size
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        low = np.full(recipe.action_dim, -1.0, np.float32)
-        low[6] = 0.0 if recipe.gripper == "rlds" else -1.0
+        low = np.full(ACTION_DIM, -1.0, np.float32)
+        low[6] = 0.0 if options.gripper == "rlds" else -1.0
         self.action_space = gymnasium.spaces.Box(low, np.ones_like(low), dtype=np.float32)
         self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict(dict.fromkeys(recipe.cameras, image)),
-            proprioception=gymnasium.spaces.Box(-np.inf, np.inf, (recipe.proprioception_dim,), np.float32),
+            images=gymnasium.spaces.Dict(dict.fromkeys(options.cameras, image)),
+            proprioception=gymnasium.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32),
             instruction=gymnasium.spaces.Text(200, charset=string.printable),
         )
 
@@ -73,12 +73,12 @@ class LiberoEnv(SimulatorEnv):
             UserError: for an unknown task or split, or an initial state that does not exist.
         """
         super().reset(seed=seed)
-        options = {"task": self.recipe.tasks[0], **DEFAULT_OPTIONS, **(options or {})}
+        options = {"task": next(iter(suite_tasks(self.options.suite))), **DEFAULT_OPTIONS, **(options or {})}
         number = self._check(**options)
         self._select_task(options["task"])
         self._states.place(options["split"], number)
-        self._limit = self.recipe.max_steps
-        for _ in range(self.recipe.num_wait_steps):
+        self._limit = self.options.max_steps
+        for _ in range(self.options.num_wait_steps):
             self._step_physics(WAIT_ACTION)
         self._num_steps = 0
         self._start_expert(options["expert_attempt"], options["expert_noise"])
@@ -88,9 +88,9 @@ class LiberoEnv(SimulatorEnv):
         """Runs one control step (50 ms) without rendering; see `SimulatorEnv.advance`."""
         self._require_reset()
         clipped = np.clip(np.asarray(action, np.float64), self.action_space.low, self.action_space.high)
-        if clipped.shape != (self.recipe.action_dim,):
-            raise UserError(f"LIBERO takes actions of shape ({self.recipe.action_dim},), not {clipped.shape}")
-        if self.recipe.gripper == "rlds":
+        if clipped.shape != (ACTION_DIM,):
+            raise UserError(f"LIBERO takes actions of shape ({ACTION_DIM},), not {clipped.shape}")
+        if self.options.gripper == "rlds":
             clipped[6] = np.sign(1.0 - 2.0 * clipped[6])
         self._step_physics(clipped)
         self._num_steps += 1
@@ -100,20 +100,18 @@ class LiberoEnv(SimulatorEnv):
 
     def step_chunk(self, actions: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Runs a chunk; see `SimulatorEnv.step_chunk` and `Protocol.finishes_chunks`."""
-        if self.recipe.rules is not None and self.recipe.rules.finishes_chunks:
-            self._limit = max(self.recipe.max_steps, self._num_steps + len(actions))
+        if self.options.rules is not None and self.options.rules.finishes_chunks:
+            self._limit = max(self.options.max_steps, self._num_steps + len(actions))
         return super().step_chunk(actions)
 
     def observe(self) -> Observation:
         """Renders the cameras and reads the robot's state; see `SimulatorEnv.observe`."""
-        from dvla_lightning.envs.libero.recipe import CAMERAS
-
         self._require_reset()
         # Left and right are mirrored: the "180 degrees" convention of the LIBERO data sets and of all VLAs trained on
         # them turns OpenGL's upside-down picture by half a turn instead of flipping it.
         images = {
-            name: np.ascontiguousarray(self._picture(CAMERAS[name], self.recipe.image_size)[:, ::-1])
-            for name in self.recipe.cameras
+            name: np.ascontiguousarray(self._picture(CAMERAS[name], self.options.image_size)[:, ::-1])
+            for name in self.options.cameras
         }
         return Observation(images=images, proprioception=self._proprioception(), instruction=self._task.instruction)
 
@@ -121,7 +119,7 @@ class LiberoEnv(SimulatorEnv):
         """The scripted expert's next action; see `SimulatorEnv.expert_action`."""
         self._require_reset()
         action = self._expert.action()
-        if self.recipe.gripper == "rlds":
+        if self.options.gripper == "rlds":
             action[6] = (1.0 - action[6]) / 2.0
         return action
 
@@ -153,7 +151,8 @@ class LiberoEnv(SimulatorEnv):
         expert_noise: float,
         **unknown: Any,
     ) -> int:
-        self.recipe.select_tasks(task)
+        if task not in (tasks := suite_tasks(self.options.suite)):
+            raise UserError(f"LIBERO: unknown task {task!r}; choose from: {', '.join(tasks)}")
         if unknown:
             raise UserError(f"LIBERO has no reset option {next(iter(unknown))!r}")
         if expert_attempt < 0 or not 0.0 <= expert_noise < np.inf:
@@ -170,11 +169,11 @@ class LiberoEnv(SimulatorEnv):
         if self._task is not None and self._task.name == name:
             return
         self.close()
-        task = suite_tasks(self.recipe.suite)[name]
+        task = suite_tasks(self.options.suite)[name]
         with global_random_state(0):
-            self._control = build_simulator(task.bddl, hard_reset=self.recipe.reset_mode == "hard")
+            self._control = build_simulator(task.bddl, hard_reset=self.options.reset_mode == "hard")
         self._task = task
-        self._states = InitialStates(self._control, task, self.recipe.rules, self.recipe.train_on_published_states)
+        self._states = InitialStates(self._control, task, self.options.rules, self.options.train_on_published_states)
         if self._faithful:
             from dvla_lightning.envs.libero.physics import Snapshot
 
@@ -218,7 +217,7 @@ class LiberoEnv(SimulatorEnv):
         sim, robot = self._domain.sim, self._domain.robots[0]
         data = self._snapshot.data if self._snapshot else sim.data._data
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
-        if self.recipe.state == "joints":
+        if self.options.state == "joints":
             return np.concatenate([data.qpos[robot._ref_joint_pos_indexes], fingers[:1]]).astype(np.float32)
         position = data.site_xpos[robot.eef_site_id]
         w, x, y, z = data.xquat[sim.model.body_name2id(robot.robot_model.eef_name)]

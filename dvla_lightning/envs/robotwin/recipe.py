@@ -133,7 +133,7 @@ class RoboTwin(Environment):
         """Builds the simulator in this process, which changes its working directory; see `Environment.make`."""
         from dvla_lightning.envs.robotwin.env import RoboTwinEnv
 
-        return RoboTwinEnv(self)
+        return RoboTwinEnv(self.simulator_options(), self.image_shape)
 
     def num_heldout_states(self, task: str) -> int | None:
         """None: seeds go on for ever; with validity "seed_file", as many as the file lists."""
