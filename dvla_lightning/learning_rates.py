@@ -84,14 +84,17 @@ class LearningRateSchedule:
             remarks.append(_beyond("is 0", "total_iters", lengths["total_iters"], max_epochs))
         return remarks
 
-    def step(self, metric: float | None = None) -> None:
-        """One epoch further; `metric` is the monitored one of a ReduceLROnPlateau.
+    def step(self, metric: float = math.nan) -> None:
+        """Goes one epoch further; `metric` is the monitored one of a ReduceLROnPlateau.
 
         Raises:
             UserError: if the scheduler refuses, e.g. at the end of a schedule with a fixed number of steps.
         """
         try:
-            self.scheduler.step() if metric is None else self.scheduler.step(metric)
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(metric)
+            else:
+                self.scheduler.step()
         except ValueError as error:
             raise UserError(f"model.lr_scheduler: {error}") from error
         self._keep_ratio()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
+from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs, is_trial
 from dvla_lightning.checkpointing.storage import LAST, checkpoint_folder
 from dvla_lightning.files import make_folder, remove_partial
 
@@ -27,7 +28,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Complains now, not after the first epoch; not in `setup`, where others still complain about the run."""
-        if not trainer.fast_dev_run and trainer.is_global_zero:
+        if not is_trial(trainer) and trainer.is_global_zero:
             remove_partial(make_folder(checkpoint_folder(trainer)))
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -35,7 +36,7 @@ class LastCheckpoint(Checkpoint):
         self._epochs = complete_epochs(trainer) if self._newest else 0
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if at_epoch_end(trainer) and not trainer.fast_dev_run:
+        if at_epoch_end(trainer) and not is_trial(trainer):
             # All ranks reduce what was logged before they meet to save: rank 0 may have done so for its progress bar,
             # and the others would wait for it elsewhere.
             trainer.callback_metrics  # noqa: B018 - computed when it is asked for
@@ -52,10 +53,10 @@ class LastCheckpoint(Checkpoint):
         if self._epochs is not None and (self._newest or not isinstance(exception, Exception)):
             self._say_where(trainer, "")
 
-    def _say_where(self, trainer: Trainer, remark: str) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+    def _say_where(self, trainer: Any, remark: str) -> None:
+        if not trainer.is_global_zero or is_trial(trainer):
             return
-        unit, number = getattr(trainer.datamodule, "epoch_name", "epoch"), self._epochs
+        unit, number = getattr(trainer.datamodule, "epoch_name", "epoch"), self._epochs or 0
         if self._newest is None:
             rest = f"there is no checkpoint to resume from, a new run begins {unit} {number} again"
         else:

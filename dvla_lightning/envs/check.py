@@ -31,13 +31,11 @@ class NoAnswer(Exception):
 
 
 class Simulator(Protocol):
-    """A simulator in a process of its own, which may die or hang.
+    """A simulator in a process of its own, which may die or hang."""
 
-    Attributes:
-        hello: versions of a process that another Python runs; None before its first answer, or of this Python.
-    """
-
-    hello: dict[str, Any] | None
+    @property
+    def hello(self) -> dict[str, Any] | None:
+        """Versions of a process that another Python runs; None before its first answer, or of this Python."""
 
     def reset(self, task: str, split: str, seconds: float) -> Any:
         """Begins the first episode of a task; raises `NoAnswer`, or `UserError` for what the user can mend."""

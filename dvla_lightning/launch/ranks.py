@@ -41,7 +41,7 @@ LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer",
 class RankLauncher(_SubprocessScriptLauncher):
     """Lightning's launcher, without its way to end: it kills rank 0 and leaves the last word to gloo."""
 
-    def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         self.trainer = trainer
         self.is_over = False
         started = os.environ.get(WORDS)

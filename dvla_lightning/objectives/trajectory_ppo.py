@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -200,7 +201,7 @@ class TrajectoryPPO(Objective):
         # Rows with equal K are scored together, so that mixing K in a minibatch costs no padding.
         buckets = rows_by_num_steps(batch.path)
         terms = [self._terms(policy, batch.select(rows), len(rows) / len(batch)) for rows in buckets]
-        mean = {name: sum(t.share * t.values[name] for t in terms) for name in terms[0].values}
+        mean = {name: reduce(torch.add, (t.share * t.values[name] for t in terms)) for name in terms[0].values}
         max_abs_log_ratio = torch.stack([t.max_abs_log_ratio for t in terms]).max()
         loss = (
             self.policy_coef * (mean["policy_loss"] - self.entropy_coef * mean["entropy"])
@@ -259,8 +260,10 @@ class TrajectoryPPO(Objective):
         if self.kl_coef:
             reference_BSL = policy.reference_log_prob(batch.prompt, views, policy.sampler.temperature)
             # A token that a view does not score may be impossible in it, under both: inf - inf is NaN.
-            log_probs = (x.masked_fill(~views.scored_BSL, 0.0) for x in (scores.log_prob_BSL, reference_BSL))
-            kl_BSL = kl_estimate(*log_probs, self.kl_kind)
+            ours_BSL, reference_BSL = (
+                x.masked_fill(~views.scored_BSL, 0.0) for x in (scores.log_prob_BSL, reference_BSL)
+            )
+            kl_BSL = kl_estimate(ours_BSL, reference_BSL, self.kl_kind)
             values["reference_kl"] = scored_mean(kl_BSL, views.scored_BSL)
         diagnostics = {}
         if torch.is_grad_enabled() and self.estimator.scores_once:

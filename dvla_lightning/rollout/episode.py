@@ -100,6 +100,13 @@ class Episode:
         return self.error is None and bool(self.transitions) and self.transitions[-1].is_success
 
     @property
+    def observation(self) -> Observation:
+        """The last one, on which the next decision rests."""
+        observation = self.transitions[-1].observation
+        assert observation is not None  # the pool drops earlier ones only
+        return observation
+
+    @property
     def num_decisions(self) -> int:
         """Policy calls, or expert calls."""
         return max(0, len(self.transitions) - 1)

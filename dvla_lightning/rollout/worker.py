@@ -6,16 +6,20 @@ third kind, a child process of another Python.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from typing import Any, Protocol
 
@@ -55,7 +59,15 @@ def run_command(runner: Runner, command: str, argument: Any, environment: Enviro
 class Slot(Protocol):
     """One simulator as the pool sees it."""
 
-    connection: Connection | None
+    @property
+    def connection(self) -> Connection | None:
+        """What can be waited for; None where `send` has done the work already."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """When the command must be done, in seconds of `time.monotonic`."""
+        ...
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
         """Starts a command of `Runner`; a failure shows up in `receive`."""
@@ -87,11 +99,12 @@ class LocalSlot:
     """A simulator in this process: nothing to wait for, and nothing can save it from hanging."""
 
     connection = None
+    deadline = math.inf
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.runner = Runner(environment.make)
-        self.result: Transition | Exception | SystemExit | None = None
+        self.result: Transition | Exception | SystemExit
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
         try:
@@ -118,42 +131,23 @@ class LocalSlot:
         self.runner.close()
 
 
-class ProcessSlot:
-    """A simulator in a spawned child process (never forked: GL and CUDA do not survive a fork).
+class ChildSlot(ABC):
+    """A simulator in a child process.
 
     Raises:
         UserError: if workers cannot be started here at all.
     """
+
+    process: BaseProcess | subprocess.Popen[bytes]
+    connection: Connection
+    output: LastOutput
+    deadline: float
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.is_up = False  # whether a worker of this slot has ever said a word; a replacement keeps it
         self.timeout = 0.0
         self._start()
-
-    def _start(self) -> None:
-        if getattr(current_process(), "_inheriting", False):  # a worker that imports the script which started it
-            raise UserError(f"this is a worker process: {MAIN_GUARD}")
-        context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        # The child's prints and native errors must not tear the progress bar, yet explain a death.
-        reader, writer = context.Pipe(duplex=False)
-        args = (theirs, self.environment, writer, parent_for_kernel())
-        self.process = context.Process(target=serve, args=args, daemon=True)
-        try:
-            self.process.start()
-        except (PicklingError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"{type(self.environment).__name__} cannot be sent to a worker process ({error}): define its class at "
-                "the top of a module, with attributes that can be pickled, or set num_workers: 0"
-            ) from error
-        finally:
-            theirs.close()
-            writer.close()
-        self.output = LastOutput(os.dup(reader.fileno()))
-        reader.close()
-        limit_patience(self.connection)
-        self.deadline = time.monotonic()
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
         self.timeout = timeout
@@ -204,6 +198,66 @@ class ProcessSlot:
             self.deadline = time.monotonic() + self.timeout
         return (value,) if kind == "ok" else None
 
+    def replace(self) -> None:
+        self._kill()
+        self._start()
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Starts the process."""
+
+    @abstractmethod
+    def _write(self, command: str, argument: Any) -> None:
+        """Sends a command; `receive` reports that nobody is there."""
+
+    @abstractmethod
+    def _read(self) -> tuple[str, Any]:
+        """Takes the next message: its kind and value."""
+
+    @abstractmethod
+    def _death(self) -> Exception:
+        """Why the worker is gone."""
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    @abstractmethod
+    def close(self, patience: float = CLOSE_SECONDS) -> None: ...
+
+    @abstractmethod
+    def _kill(self) -> None:
+        """Ends the process at once, with all that it started."""
+
+
+class ProcessSlot(ChildSlot):
+    """A simulator in a spawned child process (never forked: GL and CUDA do not survive a fork)."""
+
+    process: BaseProcess
+
+    def _start(self) -> None:
+        if getattr(current_process(), "_inheriting", False):  # a worker that imports the script which started it
+            raise UserError(f"this is a worker process: {MAIN_GUARD}")
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        # The child's prints and native errors must not tear the progress bar, yet explain a death.
+        reader, writer = context.Pipe(duplex=False)
+        args = (theirs, self.environment, writer, parent_for_kernel())
+        self.process = context.Process(target=serve, args=args, daemon=True)
+        try:
+            self.process.start()
+        except (PicklingError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"{type(self.environment).__name__} cannot be sent to a worker process ({error}): define its class at "
+                "the top of a module, with attributes that can be pickled, or set num_workers: 0"
+            ) from error
+        finally:
+            theirs.close()
+            writer.close()
+        self.output = LastOutput(os.dup(reader.fileno()))
+        reader.close()
+        limit_patience(self.connection)
+        self.deadline = time.monotonic()
+
     def _write(self, command: str, argument: Any) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # receive() reports the death
             self.connection.send((command, argument))
@@ -220,10 +274,6 @@ class ProcessSlot:
             return WorkerFailure(end + self.output.last_lines())
         return UserError(f"{end} before it could start, its error stands above: {MAIN_GUARD}")
 
-    def replace(self) -> None:
-        self._kill()
-        self._start()
-
     def stop(self) -> None:
         with suppress(OSError):
             self.connection.send(("stop", None))
@@ -235,7 +285,7 @@ class ProcessSlot:
         self._kill()
 
     def _kill(self) -> None:
-        if self.is_up:  # its own group once it has said a word; before that it is in ours
+        if self.is_up and self.process.pid is not None:  # its own group once it has spoken; before, it is in ours
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
@@ -272,6 +322,7 @@ def serve(connection: Connection, environment: Environment, output: Connection, 
             break
         if command == "stop":
             break
+        reply: tuple[str, Any]
         try:
             reply = ("ok", run_command(runner, command, argument, environment))
         except UserError as error:

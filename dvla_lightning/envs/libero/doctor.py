@@ -111,7 +111,7 @@ def _rendering(probes: dict[str, Probe], chosen: str | None, absent: bool | None
     ignored = f"; MUJOCO_GL={configured} is ignored, it needs a display" if configured and configured != chosen else ""
     finding = f"MuJoCo will use {chosen}{ignored}" if chosen else f"no GL backend works{ignored}"
     yield Check(works or absent, "rendering", finding, f"{GL_REMEDY}; or set MUJOCO_GL to a backend that works")
-    if not (works and torch.cuda.is_available()):
+    if chosen is None or not works or not torch.cuda.is_available():
         return
     if probes[chosen].on_cpu:
         yield Check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -28,6 +28,16 @@ DEFAULT_OPTIONS = {"split": "train", "initial_state": 0, "expert_attempt": 0, "e
 
 RENDER_SIZE = 480  # pixels, for people
 
+NOT_RESET = "LiberoEnv: call reset() first"
+
+
+class _Scene(NamedTuple):
+    """What is built for a task; `control` is LIBERO's ControlEnv."""
+
+    task: Task
+    control: Any
+    states: InitialStates
+
 
 class LiberoEnv(SimulatorEnv):
     """See `SimulatorEnv`. The simulator of a task is built at its first reset and kept until the task changes.
@@ -36,16 +46,14 @@ class LiberoEnv(SimulatorEnv):
         options: what the recipe was given, complete.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[misc]
     render_mode = "rgb_array"
 
     def __init__(self, options: LiberoOptions) -> None:
         import_libero(options.gl_backend, require_assets(options.assets_dir, options.suite))
         self.options = options
         self._faithful = options.rendering == "faithful"
-        self._task: Task | None = None
-        self._control: Any = None  # LIBERO's ControlEnv
-        self._states: InitialStates | None = None
+        self._scene: _Scene | None = None
         self._cameras: Cameras | None = None
         self._snapshot: Snapshot | None = None
         self._expert: Expert | None = None
@@ -67,7 +75,7 @@ class LiberoEnv(SimulatorEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Puts the scene into an initial state and lets it settle; options as in `SimulatorEnv`.
+        """Puts the scene into an initial state and waits until it rests; options as in `SimulatorEnv`.
 
         Raises:
             UserError: for an unknown task or split, or an initial state that does not exist.
@@ -75,8 +83,7 @@ class LiberoEnv(SimulatorEnv):
         super().reset(seed=seed)
         options = {"task": next(iter(suite_tasks(self.options.suite))), **DEFAULT_OPTIONS, **(options or {})}
         number = self._check(**options)
-        self._select_task(options["task"])
-        self._states.place(options["split"], number)
+        self._select_task(options["task"]).states.place(options["split"], number)
         self._limit = self.options.max_steps
         for _ in range(self.options.num_wait_steps):
             self._step_physics(WAIT_ACTION)
@@ -106,18 +113,19 @@ class LiberoEnv(SimulatorEnv):
 
     def observe(self) -> Observation:
         """Renders the cameras and reads the robot's state; see `SimulatorEnv.observe`."""
-        self._require_reset()
+        task = self._require_reset().task
         # Left and right are mirrored: the "180 degrees" convention of the LIBERO data sets and of all VLAs trained on
         # them turns OpenGL's upside-down picture by half a turn instead of flipping it.
         images = {
             name: np.ascontiguousarray(self._picture(CAMERAS[name], self.options.image_size)[:, ::-1])
             for name in self.options.cameras
         }
-        return Observation(images=images, proprioception=self._proprioception(), instruction=self._task.instruction)
+        return Observation(images=images, proprioception=self._proprioception(), instruction=task.instruction)
 
     def expert_action(self) -> NDArray[np.float32]:
         """The scripted expert's next action; see `SimulatorEnv.expert_action`."""
-        self._require_reset()
+        if self._expert is None:
+            raise UserError(NOT_RESET)
         action = self._expert.action()
         if self.options.gripper == "rlds":
             action[6] = (1.0 - action[6]) / 2.0
@@ -129,18 +137,19 @@ class LiberoEnv(SimulatorEnv):
         return self._picture("agentview", RENDER_SIZE)
 
     def close(self) -> None:
-        """Frees the simulator; a later reset builds it again."""
+        """Closes the simulator; a later reset builds it again."""
         if self._cameras is not None:
             self._cameras.close()
-        if self._control is not None:
-            self._control.close()
-        self._task = self._control = self._states = self._cameras = self._snapshot = self._expert = None
+        if self._scene is not None:
+            self._scene.control.close()
+        self._scene = self._cameras = self._snapshot = self._expert = None
 
     # ------------------------------------------------------------------ states
 
-    def _require_reset(self) -> None:
-        if self._control is None:
-            raise UserError("LiberoEnv: call reset() first")
+    def _require_reset(self) -> _Scene:
+        if self._scene is None:
+            raise UserError(NOT_RESET)
+        return self._scene
 
     def _check(
         self,
@@ -165,24 +174,25 @@ class LiberoEnv(SimulatorEnv):
             raise UserError(f"LIBERO has no {split} initial state {initial_state}; they are numbered from 0")
         return int(initial_state)
 
-    def _select_task(self, name: str) -> None:
-        if self._task is not None and self._task.name == name:
-            return
+    def _select_task(self, name: str) -> _Scene:
+        if self._scene is not None and self._scene.task.name == name:
+            return self._scene
         self.close()
         task = suite_tasks(self.options.suite)[name]
         with global_random_state(0):
-            self._control = build_simulator(task.bddl, hard_reset=self.options.reset_mode == "hard")
-        self._task = task
-        self._states = InitialStates(self._control, task, self.options.rules, self.options.train_on_published_states)
+            control = build_simulator(task.bddl, hard_reset=self.options.reset_mode == "hard")
+        states = InitialStates(control, task, self.options.rules, self.options.train_on_published_states)
+        self._scene = _Scene(task, control, states)
         if self._faithful:
             from dvla_lightning.envs.libero.physics import Snapshot
 
             self._snapshot = Snapshot(self._domain)
+        return self._scene
 
     @property
     def _domain(self) -> Any:
         """Robosuite's environment inside LIBERO's wrapper."""
-        return self._control.env
+        return self._require_reset().control.env
 
     def _step_physics(self, action: NDArray[np.float64]) -> None:
         if self._faithful:
@@ -225,7 +235,7 @@ class LiberoEnv(SimulatorEnv):
 
 
 def _axis_angle(w: float, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quaternion -> axis times angle in [0, 2 pi], (3,); not wrapped to pi, as LIBERO's data sets have it."""
+    """Quaternion -> axis times angle in [0, 2 pi], (3,); not wrapped to pi, as in LIBERO's data sets."""
     sine = np.sqrt(max(0.0, 1.0 - w * w))
     if np.isclose(sine, 0.0):
         return np.zeros(3)

@@ -84,7 +84,7 @@ def import_libero(gl_backend: str, assets: Path | None) -> None:
     try:
         with quiet(), _config_folder():
             mujoco = importlib.import_module("mujoco")
-            libero = importlib.import_module("libero.libero")
+            libero: Any = importlib.import_module("libero.libero")
             importlib.import_module("libero.libero.envs")
     except ModuleNotFoundError as error:
         raise UserError(f"LIBERO needs the package {error.name!r}, which is not installed: {INSTALL_REMEDY}") from error

@@ -114,7 +114,13 @@ def load_published(task: Task) -> NDArray[np.float64]:
         raise UserError(f"the file {task.initial_states} is missing from the installed hf-libero: {INSTALL_REMEDY}")
     # LIBERO's files hold a pickled array, by the names of numpy 1: what makes one is let in, and nothing else.
     make = np.empty(0).__reduce__()[0]
-    names = [make, (make, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float64))]
+    names: list[Any] = [
+        make,
+        (make, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.float64)),
+    ]
     try:
         with torch.serialization.safe_globals(names):
             return np.asarray(torch.load(task.initial_states, weights_only=True), np.float64)
@@ -134,7 +140,7 @@ def selection_seed(task: str, number: int) -> list[int]:
 
 @contextlib.contextmanager
 def global_random_state(seed: int | list[int] | None) -> Iterator[None]:
-    """Seeds numpy's global generator, which LIBERO draws from, and gives it back as it was; None changes nothing."""
+    """Seeds numpy's global generator, which LIBERO draws from, and restores it at the end; None changes nothing."""
     if seed is None:
         yield
         return

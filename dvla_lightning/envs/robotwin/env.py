@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -22,7 +22,6 @@ class RoboTwinEnv(SimulatorEnv):
         image_shape: height, width and 3 of one picture.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
     def __init__(self, options: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:

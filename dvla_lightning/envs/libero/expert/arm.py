@@ -108,7 +108,7 @@ class Arm:
                 bias = np.clip(bias + 0.1 * error, -0.03, 0.03)
             if until() or (np.linalg.norm(error) < tolerance and np.linalg.norm(turn) < 0.08):
                 return
-            distance = np.linalg.norm(error) + 0.1 * np.linalg.norm(turn)
+            distance = float(np.linalg.norm(error) + 0.1 * np.linalg.norm(turn))
             nearest, idle = (distance, 0) if distance < nearest - 0.001 else (nearest, idle + 1)
             if idle > patience:
                 return

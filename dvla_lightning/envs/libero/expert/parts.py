@@ -50,7 +50,8 @@ class Part:
     def position_for(self, predicate: str) -> float:
         """A joint position at which a predicate holds: a quarter into the interval, coming from where it is now."""
         holds = getattr(self._owner, TESTS[predicate])
-        values = np.linspace(*self._scene.model.jnt_range[self._joint], 4001)  # turnoff: 5 mrad of 2.1 rad
+        low, high = self._scene.model.jnt_range[self._joint]
+        values = np.linspace(low, high, 4001)  # turnoff: 5 mrad of 2.1 rad
         good = values[[bool(holds(value)) for value in values]]
         distances = np.abs(good - self.position)
         nearest, farthest = good[distances.argmin()], good[distances.argmax()]

@@ -12,7 +12,7 @@ class Options:
     root: str
     assets_root: str | None = None
     task_config: str = "demo_clean"
-    embodiment: list[str] = field(default_factory=list)
+    embodiment: list[str | float] = field(default_factory=list)
     action_type: str = "qpos"
     action_dim: int = 14
     execution: str = "per_action"
