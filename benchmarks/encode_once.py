@@ -113,7 +113,7 @@ def build_cases(options: argparse.Namespace) -> tuple[Case, Case]:
     """K = 1 and K = steps, on one network and one prompt of random tokens."""
     torch.manual_seed(0)
     sizes = {"dim": options.dim, "num_layers": options.layers, "num_heads": options.heads}
-    backbone = MiniBackbone(["camera"], 16, 8, options.length, options.vocab, **sizes).eval()
+    backbone = MiniBackbone(options.length, options.vocab, ["camera"], 16, 8, **sizes).eval()
     prompt_BPD = torch.randn(options.batch, options.prompt, options.dim)
     return Case(backbone, prompt_BPD, 1), Case(backbone, prompt_BPD, options.steps)
 

@@ -33,7 +33,7 @@ def resident() -> float:
 
 def make_policy() -> DVLAPolicy:
     """The smallest policy that reads these pictures: what it computes does not matter here."""
-    backbone = MiniBackbone(list(CAMERAS), SIZE, 8, 56, 256, dim=16, num_layers=1, num_heads=2, channels=8)
+    backbone = MiniBackbone(56, 256, list(CAMERAS), SIZE, 8, dim=16, num_layers=1, num_heads=2, channels=8)
     policy = DVLAPolicy(
         backbone=backbone, action_tokenizer=UniformBins(256), action_dim=7, chunk_size=8, normalization="identity"
     )

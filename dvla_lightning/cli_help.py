@@ -12,13 +12,11 @@ from dvla_lightning.backbones.base import Backbone
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.objectives.base import Objective
-from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.tools.parser import known_classes
 
 # option -> what may stand there; each has options of its own, which belong to the class that is named
 PARTS = {
-    "model.policy": DVLAPolicy,
     "model.policy.backbone": Backbone,
     "model.policy.action_tokenizer": ActionTokenizer,
     "model.objective": Objective,
@@ -26,9 +24,10 @@ PARTS = {
     "data.collector": Collector,
     "data.collector.environment": Environment,
 }
-# first word of an option -> title of its group; in this order
+# how the options of a group begin -> its title; in this order
 GROUPS = {
-    "model": "Policy, objective and optimizer",
+    "model.policy": "Policy: read from a directory, or made of new parts",
+    "model": "Objective and optimizer",
     "data": "Episodes, demonstrations and evaluation",
     "help": "The run",
     "ckpt_path": "Checkpoints",
@@ -74,11 +73,12 @@ def arrange(parser: Any, verb: str) -> None:
     parser.usage = f"dvla {verb} --config FILE [options]"
     arranged = []
     for word, title in GROUPS.items():
-        group = next(group for group in parser._action_groups if word in _first_words(group))
+        group = next(group for group in parser._action_groups if _begins_with(group, word))
         group.title = title
         arranged.append(group)
     parser._action_groups = arranged
 
 
-def _first_words(group: Any) -> set[str]:
-    return {action.dest.split(".")[0] for action in group._group_actions if action.option_strings}
+def _begins_with(group: Any, word: str) -> bool:
+    options = [action.dest for action in group._group_actions if action.option_strings]
+    return word in options or any(option.partition(".")[0] == word for option in options)

@@ -37,6 +37,7 @@ from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
 from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
+from dvla_lightning.policy_recipe import PolicyRecipe
 from dvla_lightning.tools.parser import ConfigFile, check_nulls, useful_line
 from dvla_lightning.verbs import TRAINER_VERBS
 
@@ -69,6 +70,17 @@ class RunConfigFile(ConfigFile):
         super().__call__(parser, cfg, values, option_string)
         if cfg.pop("data.init_args.seed", None) not in (None, cfg.get("seed_everything")):
             raise UserError(NO_DATA_SEED)
+
+
+class RecipeModule(DVLAModule):
+    """`DVLAModule` as the command line builds it: its policy is a recipe.
+
+    Args:
+        policy: what is trained or evaluated.
+    """
+
+    def __init__(self, policy: PolicyRecipe, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
 
 
 class DVLACommand(LightningCLI):
@@ -205,7 +217,7 @@ def run(args: list[str]) -> None:
     try:
         with usr1_ends_as_term(), faults_said_once(), without_advertisements():
             DVLACommand(
-                DVLAModule,
+                RecipeModule,
                 EvaluationDataModule,
                 subclass_mode_data=True,
                 trainer_defaults=dict(TRAINER_DEFAULTS),

@@ -19,6 +19,7 @@ from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess, network
 from dvla_lightning.learning_rates import LearningRateSchedule
 from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.policy_recipe import PolicyRecipe
 from dvla_lightning.precision import settle_precision
 from dvla_lightning.update_guard import UpdateGuard
 
@@ -27,7 +28,7 @@ class DVLAModule(LightningModule):
     """Trains a policy on what its objective says and evaluates it in closed loop.
 
     Args:
-        policy: what is trained.
+        policy: what is trained, or how to build it. What is built here is built when the strategy stands.
         objective: what a training step minimises.
         optimizer: its parameters are the trainable ones of the policy alone.
         value_lr: learning rate of the value head; None is the optimizer's. It starts from nothing while the policy has
@@ -45,7 +46,7 @@ class DVLAModule(LightningModule):
 
     def __init__(
         self,
-        policy: DVLAPolicy,
+        policy: DVLAPolicy | PolicyRecipe,
         objective: Objective,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         value_lr: float | None = None,
@@ -55,7 +56,9 @@ class DVLAModule(LightningModule):
         super().__init__()
         if value_lr is not None:
             check_number("model", "value_lr", value_lr, low=0)
-        self.policy = policy
+        self._recipe = policy if isinstance(policy, PolicyRecipe) else None
+        if isinstance(policy, DVLAPolicy):
+            self.policy = policy
         self.objective = objective
         self.optimizer_factory: Callable[..., torch.optim.Optimizer] = optimizer
         self.lr_scheduler_factory = lr_scheduler
@@ -69,12 +72,19 @@ class DVLAModule(LightningModule):
         self.evaluation: EvaluationRun | None = None
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
         settle_precision(self.trainer)
+
+    def configure_model(self) -> None:
+        """Builds the policy, at the first call alone, and checks that it fits data and objective."""
+        if self._recipe is not None:
+            self.policy, self._recipe = self._recipe.build(), None
+        data, stage = self.trainer.datamodule, self.trainer.state.fn
         if stage == "fit" and data.eval_shard.count > 1:
             raise UserError("data.eval_shard would evaluate a part only, all through fit: use it in `dvla validate`")
         if stage != "fit" and not data.num_eval_episodes:
             raise UserError("there is nothing to evaluate: set data.num_eval_episodes")
+        if stage == "fit":
+            data.check_policy(self.policy)
         if not self.policy.is_fitted and stage == "fit":
             if not hasattr(data, "statistics_data"):
                 raise UserError("RL needs a trained policy to start from: set model.policy.pretrained")

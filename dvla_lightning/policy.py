@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dvla_lightning import policy_config, policy_directory
-from dvla_lightning.actions.normalization import NormalizationMode, Normalizer
-from dvla_lightning.actions.tokenizer import ActionTokenizer
-from dvla_lightning.backbones.base import Backbone, Processor, Prompt, PromptRow
+from dvla_lightning import policy_directory
+from dvla_lightning.backbones.base import Prompt, PromptRow
 from dvla_lightning.decisions import Decisions
 from dvla_lightning.diffusion.entropy import entropy
 from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
@@ -22,10 +19,10 @@ from dvla_lightning.diffusion.views import MaskedViews
 from dvla_lightning.envs.base import Environment, Observation
 from dvla_lightning.errors import UserError
 from dvla_lightning.paths import local_path
-from dvla_lightning.policy_adapters import add_adapter, rewritten_names
+from dvla_lightning.policy_parts import PolicyParts
 
 if TYPE_CHECKING:  # importing peft takes seconds
-    from dvla_lightning.lora_config import LoraOptions
+    from peft import LoraConfig
 
 MAX_SEED = 2**63 - 1
 NOT_FINITE = "the policy's {} are not finite: its weights or statistics are of no use any more"
@@ -50,193 +47,73 @@ class Scores(NamedTuple):
         return entropy(self.log_probs_BSLV)
 
 
-class ValueHead(nn.Sequential):
-    """Hidden state of the first action position in the all-masked pass -> return; always in float32.
+class DVLAPolicy(PolicyParts):
+    """A discrete-diffusion VLA policy: acts on observations, and scores the tokens of masked views.
 
-    GELU layers, last one without bias and drawn from N(0, 0.02) (RLinf, modules/value_head.py). Advantages are
-    differences of values: in bfloat16 these would move in steps of 0.4 to 0.8 %. So neither autocast nor casting the
-    policy around it changes its dtype.
+    It is made of parts, see `PolicyParts` for the arguments, or read from a policy directory by `from_pretrained`.
     """
-
-    def __init__(self, dim: int, hidden_dims: Sequence[int]) -> None:
-        sizes = [dim, *hidden_dims]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(sizes):
-            layers += [nn.Linear(before, after), nn.GELU()]
-        last = nn.Linear(sizes[-1], 1, bias=False)
-        nn.init.normal_(last.weight, std=0.02)
-        super().__init__(*layers, last)
-
-    def forward(self, hidden_BD: Tensor) -> Tensor:
-        with torch.autocast(hidden_BD.device.type, enabled=False):
-            values_B1: Tensor = super().forward(hidden_BD.float())
-            return values_B1
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def keep_dtype(x: Tensor) -> Tensor:
-            moved = fn(x)
-            return moved if moved.dtype == x.dtype else x.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
-
-
-class DVLAPolicy(nn.Module):
-    """A discrete-diffusion VLA policy: backbone, action tokenizer, sampler and value head.
-
-    Either `pretrained` names a policy directory and the architecture comes from there, or `backbone`,
-    `action_tokenizer`, `action_dim` and `chunk_size` describe a new one.
-
-    Args:
-        pretrained: policy directory written by `save_pretrained`, or the id of a Hugging Face repository with that
-            content.
-        backbone: the network of a new policy.
-        action_tokenizer: of a new policy; its vocabulary must be the backbone's.
-        action_dim: numbers in one action of a new policy.
-        chunk_size: actions predicted by one decision of a new policy.
-        num_action_steps: actions executed of each chunk; None executes all.
-        normalization: how a new policy scales actions and proprioception; statistics come from the training data. None
-            is "min_max".
-        sampler: how tokens are drawn and committed. Fields that are given replace those saved with the policy (of a new
-            one: the defaults), the others stay; in Python a whole `Sampler` replaces all of them.
-        value_hidden_dims: hidden widths of a new policy's value head; None is one layer of 128.
-        lora: adapters to train instead of the backbone (peft). Without target_modules every linear layer gets one. An
-            adapter found in `pretrained` is merged first.
-        trusted_modules: modules of yours that may be imported because `pretrained` names a backbone or tokenizer class
-            in them. Loading a policy imports nothing else; classes that your program has imported are known, too.
-
-    Attributes:
-        remarks: what every table about this policy must say, for example that it was trained on test states.
-        reference: trainable tensors of the backbone at the start of training, which make the policy the reference of a
-            KL; None before `keep_reference`. They are no part of the policy: neither saved with it nor in its
-            fingerprint.
-        version: how often its weights have been updated in this training; decisions carry it.
-
-    Raises:
-        UserError: if the parts do not fit together, or the directory is missing, corrupt or of another architecture.
-    """
-
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        backbone: Backbone | None = None,
-        action_tokenizer: ActionTokenizer | None = None,
-        action_dim: int | None = None,
-        chunk_size: int | None = None,
-        num_action_steps: int | None = None,
-        normalization: NormalizationMode | None = None,
-        sampler: SamplerOverrides | None = None,
-        value_hidden_dims: Sequence[int] | None = None,
-        lora: LoraOptions | None = None,
-        trusted_modules: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        self.remarks: list[str] = []
-        self.version = 0
-        new = {
-            "backbone": backbone,
-            "action_tokenizer": action_tokenizer,
-            "action_dim": action_dim,
-            "chunk_size": chunk_size,
-        }
-        optional = {"normalization": normalization, "value_hidden_dims": value_hidden_dims}
-        saved_sampler, has_adapter = Sampler(), False
-        if pretrained is None:
-            missing = [name for name, value in new.items() if value is None]
-            if missing:
-                raise UserError(f"policy: give pretrained, or all of {', '.join(new)} (missing: {', '.join(missing)})")
-            architecture = {**new, "normalization": normalization or "min_max"}
-            architecture["value_hidden_dims"] = [128] if value_hidden_dims is None else list(value_hidden_dims)
-        else:
-            given = [name for name, value in {**new, **optional}.items() if value is not None]
-            if given:
-                raise UserError(f"policy: {given[0]} comes from pretrained={pretrained!r}; give one or the other")
-            directory = policy_directory.resolve(pretrained)
-            architecture = policy_config.read(directory, trusted_modules)
-            saved_sampler, saved_steps = architecture.pop("sampler"), architecture.pop("num_action_steps")
-            self.remarks, has_adapter = architecture.pop("remarks"), architecture.pop("adapter")
-            num_action_steps = saved_steps if num_action_steps is None else num_action_steps
-        self._build(**architecture)
-        self.num_action_steps = self.chunk_size if num_action_steps is None else num_action_steps
-        if not 1 <= self.num_action_steps <= self.chunk_size:
-            raise UserError(f"policy: num_action_steps must be in 1..{self.chunk_size}, got {num_action_steps}")
-        try:
-            is_whole = sampler is None or isinstance(sampler, Sampler)
-            self.sampler = sampler or saved_sampler if is_whole else sampler.over(saved_sampler)
-        except ValueError as error:
-            raise UserError(f"policy: {error}") from error
-        self.is_fitted = pretrained is not None
-        self.reference: dict[str, Tensor] | None = None
-        if pretrained is not None:
-            policy_directory.load_weights(self, directory, has_adapter, merge=lora is not None)
-        if lora is not None:
-            self.backbone = add_adapter(self.backbone, lora)
-        self.eval()
-
-    def _build(
-        self,
-        backbone: Backbone,
-        action_tokenizer: ActionTokenizer,
-        action_dim: int,
-        chunk_size: int,
-        normalization: NormalizationMode,
-        value_hidden_dims: Sequence[int],
-    ) -> None:
-        sizes = {"action_dim": action_dim, "chunk_size": chunk_size}
-        sizes |= {f"value_hidden_dims[{index}]": size for index, size in enumerate(value_hidden_dims)}
-        for name, size in sizes.items():
-            if size < 1:
-                raise UserError(f"policy: {name} must be at least 1, got {size}")
-        if chunk_size * action_dim != backbone.num_positions:
-            raise UserError(
-                f"policy: chunk_size ({chunk_size}) x action_dim ({action_dim}) = {chunk_size * action_dim} must equal "
-                f"the backbone's num_positions ({backbone.num_positions})"
-            )
-        if action_tokenizer.vocab_size != backbone.vocab_size:
-            raise UserError(
-                f"policy: the action tokenizer has {action_tokenizer.vocab_size} tokens, "
-                f"the backbone's vocab_size is {backbone.vocab_size}"
-            )
-        self.backbone: Any = backbone
-        self.action_tokenizer = action_tokenizer
-        self.action_dim, self.chunk_size = action_dim, chunk_size
-        self.normalization, self.value_hidden_dims = normalization, list(value_hidden_dims)
-        self.action_normalizer = Normalizer(action_dim, normalization)
-        self.proprioception_normalizer = Normalizer(backbone.proprioception_dim, normalization)
-        self.value_head = ValueHead(backbone.hidden_dim, value_hidden_dims)
 
     @classmethod
-    def from_pretrained(cls, pretrained: str | Path, **overrides: Any) -> DVLAPolicy:
-        """Loads a policy directory, in eval mode; see the constructor for `overrides` (sampler, lora, ...)."""
-        return cls(pretrained=str(pretrained), **overrides)
+    def from_pretrained(
+        cls,
+        pretrained: str | Path,
+        *,
+        sampler: SamplerOverrides | Sampler | None = None,
+        num_action_steps: int | None = None,
+        lora: LoraConfig | None = None,
+        base: str | None = None,
+        trusted_modules: Sequence[str] = (),
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """Reads a policy directory.
 
-    def save_pretrained(self, path: str | Path, card: str = "") -> None:
+        Args:
+            pretrained: directory written by `save_pretrained`, or id of a Hugging Face repository with that content.
+            sampler: fields that replace those saved with the policy; a whole `Sampler` replaces all of them.
+            num_action_steps: actions executed of each chunk; None keeps the policy's.
+            lora: adapters to train instead of the backbone (peft). Without target_modules the backbone chooses. An
+                adapter found in the directory is merged first.
+            base: policy directory or repository with the frozen weights below the adapter, if the one that the
+                directory names has moved.
+            trusted_modules: modules of yours that may be imported because the directory names a backbone or tokenizer
+                class in them. Loading imports nothing else; classes that your program has imported are known, too.
+            device: where the weights go; None is torch's default device.
+
+        Returns:
+            The policy, in eval mode.
+
+        Raises:
+            UserError: if the directory is missing, corrupt, or does not fit what is asked for.
+        """
+        return policy_directory.load(
+            cls,
+            str(pretrained),
+            sampler=sampler,
+            num_action_steps=num_action_steps,
+            lora=lora,
+            base=base,
+            trusted_modules=trusted_modules,
+            device=device,
+        )
+
+    def save_pretrained(self, path: str | Path, card: str = "", copy_base: bool | None = None) -> None:
         """Writes config.json, model.safetensors, adapter/ (with LoRA) and README.md; replaces the directory at once.
+
+        Under a strategy that shards weights every rank must call it; the first one writes.
 
         Args:
             path: directory to write.
             card: how the policy was made; goes into README.md.
+            copy_base: with LoRA on a frozen base: whether its weights are written, too, or only where they are. None
+                copies up to 256 MiB, so that a small policy needs no other directory.
+
+        Raises:
+            UserError: if the policy is not finite, the place holds something else, or the disk refuses; what was there
+                before stays.
         """
-        policy_directory.save(self, local_path(path, "policy directory"), card)
-
-    @property
-    def device(self) -> torch.device:
-        return self.value_head[0].weight.device
-
-    @property
-    def num_positions(self) -> int:
-        return self.chunk_size * self.action_dim
-
-    @property
-    def mask_id(self) -> int:
-        return self.action_tokenizer.mask_id
+        policy_directory.save(self, local_path(path, "policy directory"), card, copy_base)
 
     # -- acting ------------------------------------------------------------------------------------------------------
-
-    @property
-    def processor(self) -> Processor:
-        """Makes the backbone's prompt rows."""
-        backbone: Backbone = self.backbone
-        return backbone.processor
 
     @torch.no_grad()
     def make_rows(self, observations: Sequence[Observation]) -> list[PromptRow]:
@@ -427,28 +304,6 @@ class DVLAPolicy(nn.Module):
             for name, parameter in self.backbone.named_parameters()
             if parameter.requires_grad
         }
-
-    @property
-    def rewritten_parameters(self) -> set[str]:
-        """Frozen parameters that are not as in `pretrained`: `lora.init_lora_weights` moved a part into the adapter."""
-        return {f"backbone.{name}" for name in rewritten_names(self.backbone)}
-
-    def fit_statistics(self, actions_ND: Any, proprioception_ND: Any) -> None:
-        """Takes normalisation statistics (and data-dependent bins) from demonstrations.
-
-        Args:
-            actions_ND: all demonstrated actions.
-            proprioception_ND: all observed proprioception vectors.
-
-        Raises:
-            UserError: if their sizes differ from the policy's.
-        """
-        self.action_normalizer.fit(actions_ND)
-        self.proprioception_normalizer.fit(proprioception_ND)
-        if hasattr(self.action_tokenizer, "fit"):
-            actions = torch.as_tensor(actions_ND, dtype=torch.float32).to(self.device)
-            self.action_tokenizer.fit(self.action_normalizer.normalize(actions))
-        self.is_fitted = True
 
 
 def _check_finite(tensors: Mapping[str, Tensor], sentence: str) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ def add_adapter(backbone: nn.Module, lora: LoraConfig) -> nn.Module:
 
     Args:
         backbone: without adapters; changed in place.
-        lora: not changed. Without target_modules and target_parameters every linear layer gets an adapter.
+        lora: not changed. Without target_modules and target_parameters the backbone's `lora_targets` get an adapter;
+            where it names none, and for target_modules "all-linear", every linear layer does.
 
     Returns:
         peft's wrapper around the backbone.
@@ -44,7 +46,7 @@ def add_adapter(backbone: nn.Module, lora: LoraConfig) -> nn.Module:
     """
     lora = copy.deepcopy(lora)  # peft writes into it
     if lora.target_modules is None and not lora.target_parameters:
-        lora.target_modules = "all-linear"
+        lora.target_modules = getattr(backbone, "lora_targets", None) or "all-linear"
     is_everywhere = isinstance(lora.target_modules, str) and lora.target_modules.lower() == "all-linear"
     if is_everywhere:  # peft resolves this name for transformers models only
         lora.target_modules = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
@@ -93,9 +95,22 @@ def base_state(backbone: nn.Module) -> dict[str, Tensor]:
     plain = {}
     for name, value in state.items():
         parts = name.removeprefix("base_model.model.").split(".")
-        if not any(part.startswith(("lora_", "modules_to_save", "trainable_tokens_")) for part in parts):
+        if not _is_of_adapter(parts):
             plain[".".join(p for p in parts if p not in ("base_layer", "original_module", "token_adapter"))] = value
     return plain
+
+
+def has_frozen_base(backbone: nn.Module) -> bool:
+    """Whether the backbone is adapted and nothing below the adapter is trained or rewritten."""
+    if not is_adapted(backbone) or rewritten_names(backbone):
+        return False
+    trained = (name for name, parameter in backbone.named_parameters() if parameter.requires_grad)
+    return all(_is_of_adapter(name.split(".")) for name in trained)
+
+
+def _is_of_adapter(parts: Sequence[str]) -> bool:
+    """Whether a tensor, named by its parts, belongs to an adapter."""
+    return any(part.startswith(("lora_", "modules_to_save", "trainable_tokens_")) for part in parts)
 
 
 def rewritten_names(backbone: nn.Module) -> set[str]:
@@ -105,13 +120,16 @@ def rewritten_names(backbone: nn.Module) -> set[str]:
     return {name for name, _ in backbone.named_parameters() if name.endswith(".base_layer.weight")}
 
 
-def save_adapter(backbone: nn.Module, directory: Path) -> None:
-    """Writes peft's two files. The base weights beside them are as initialisation left them: it must not run again."""
+def save_adapter(backbone: nn.Module, state: dict[str, Tensor], directory: Path) -> None:
+    """Writes peft's two files, with the tensors of `adapter_state`.
+
+    The base weights beside them are as initialisation left them: it must not run again.
+    """
     directory.mkdir()
     config = copy.deepcopy(_config(backbone))
     config.init_lora_weights = True
     config.save_pretrained(str(directory))
-    write_tensors(adapter_state(backbone), directory / WEIGHTS)
+    write_tensors(state, directory / WEIGHTS)
 
 
 def load_adapter(backbone: nn.Module, directory: Path) -> nn.Module:

@@ -10,21 +10,21 @@ import importlib
 import inspect
 import json
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dvla_lightning.actions.normalization import NormalizationMode
+from dvla_lightning.actions.normalization import Normalization, NormalizationGroup, NormalizationMode
 from dvla_lightning.actions.tokenizer import ActionTokenizer
 from dvla_lightning.backbones import Backbone
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.errors import UserError
 from dvla_lightning.policy_adapters import is_adapted
+from dvla_lightning.policy_base import BaseReference
+from dvla_lightning.policy_parts import PolicyParts
 
-if TYPE_CHECKING:
-    from dvla_lightning.policy import DVLAPolicy
-
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 has one normalisation for everything, and always the weights below an adapter."""
 CONFIG = "config.json"
 KEYS = {
     "backbone": dict[str, Any],
@@ -32,42 +32,66 @@ KEYS = {
     "action_dim": int,
     "chunk_size": int,
     "num_action_steps": int,
-    "normalization": NormalizationMode,
+    "normalization": Any,
     "value_hidden_dims": list[int],
     "sampler": dict[str, Any],
 }
 """What config.json holds beside format_version, and of which type."""
-OPTIONAL_KEYS = {"remarks": list[str], "adapter": bool}
-"""Remarks are written where there are some; older files do not say whether there is an adapter."""
+OPTIONAL_KEYS = {"remarks": list[str], "adapter": bool, "base": dict[str, Any]}
+"""Remarks are written where there are some, and so is the base of an adapter; older files do not say "adapter"."""
+BASE_KEYS = {"pretrained": str, "revision": str | None, "fingerprint": str, "is_copied": bool}
 
 
-def describe(policy: DVLAPolicy) -> dict[str, Any]:
-    """What config.json holds."""
-    backbone = policy.backbone.get_base_model() if is_adapted(policy.backbone) else policy.backbone
+def describe(policy: PolicyParts, base: BaseReference | None = None, is_copied: bool = True) -> dict[str, Any]:
+    """Builds the content of config.json.
+
+    Args:
+        policy: to describe.
+        base: of its adapter, as the directory names it.
+        is_copied: whether the directory holds the weights of the base.
+    """
     return {
         "format_version": FORMAT_VERSION,
-        "backbone": _describe(backbone),
+        "backbone": _describe(policy.network),
         "action_tokenizer": _describe(policy.action_tokenizer),
         "action_dim": policy.action_dim,
         "chunk_size": policy.chunk_size,
         "num_action_steps": policy.num_action_steps,
-        "normalization": policy.normalization,
+        "normalization": policy.normalization.plain(),
         "value_hidden_dims": policy.value_hidden_dims,
         "sampler": dataclasses.asdict(policy.sampler),
         "adapter": is_adapted(policy.backbone),
+        **({"base": {**dataclasses.asdict(base), "is_copied": is_copied}} if base else {}),
         **({"remarks": policy.remarks} if policy.remarks else {}),
     }
 
 
-def read(directory: Path, trusted_modules: Sequence[str] = ()) -> dict[str, Any]:
-    """Builds the parts named in config.json (weights still random).
+@dataclasses.dataclass
+class PolicyConfig:
+    """A checked config.json.
+
+    Attributes:
+        parts: constructor arguments of `PolicyParts`, backbone and tokenizer built (their weights are not those of the
+            policy).
+        remarks: of the policy.
+        has_adapter: whether adapter/ must be there.
+        base: of the adapter, None where there is none or an older release wrote the file.
+        is_base_copied: whether the weights of the base are in the directory itself.
+    """
+
+    parts: dict[str, Any]
+    remarks: list[str]
+    has_adapter: bool
+    base: BaseReference | None
+    is_base_copied: bool
+
+
+def read(directory: Path, trusted_modules: Sequence[str] = ()) -> PolicyConfig:
+    """Reads config.json and builds the parts it names.
 
     Args:
         directory: of the policy.
         trusted_modules: modules that may be imported because config.json names a class in them or below them.
-
-    Returns:
-        The keys of the file (without format_version), with the parts in the place of their descriptions.
 
     Raises:
         UserError: if the file is missing, not valid, or of another format version, or names a class that is not known.
@@ -75,28 +99,60 @@ def read(directory: Path, trusted_modules: Sequence[str] = ()) -> dict[str, Any]
     path = directory / CONFIG
     config = _parse(path)
     version = config.pop("format_version", None)
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise UserError(f"{path} has format_version {version}, this release reads {FORMAT_VERSION}")
+    if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
+        raise UserError(f"{path} has format_version {version}, this release reads 1 and {FORMAT_VERSION}")
     known = {**KEYS, **OPTIONAL_KEYS}
     for name in sorted((KEYS.keys() - config.keys()) | (config.keys() - known.keys())):
         what = "lacks the key" if name in KEYS else "has the unknown key"
         raise UserError(f"{path} {what} {name!r}: save the policy again")
     for name, value in config.items():
         _check(value, known[name], f"{path}: {name}")
+    base = config.pop("base", None)
+    if base is not None:
+        _check_keys(base, BASE_KEYS, f"{path}: base")
     backbone = _class(config["backbone"], Backbone, f"{path}: backbone", trusted_modules)
     tokenizer = _class(config["action_tokenizer"], ActionTokenizer, f"{path}: action_tokenizer", trusted_modules)
-    return {
-        "remarks": [],
-        "adapter": (directory / "adapter").exists(),
-        **config,
-        "sampler": _build(Sampler, config["sampler"], f"{path}: sampler"),
-        "backbone": _build(backbone, config["backbone"]["init_args"], f"{path}: backbone"),
-        "action_tokenizer": _build(tokenizer, config["action_tokenizer"]["init_args"], f"{path}: action_tokenizer"),
-    }
+    return PolicyConfig(
+        remarks=config.pop("remarks", []),
+        has_adapter=config.pop("adapter", (directory / "adapter").exists()),
+        is_base_copied=base is None or base.pop("is_copied"),
+        base=None if base is None else BaseReference(**base).found_from(directory),
+        parts={
+            **config,
+            "normalization": _normalization(config["normalization"], f"{path}: normalization"),
+            "sampler": _build(Sampler, config["sampler"], f"{path}: sampler"),
+            "backbone": _build(backbone, config["backbone"]["init_args"], f"{path}: backbone"),
+            "action_tokenizer": _build(tokenizer, config["action_tokenizer"]["init_args"], f"{path}: action_tokenizer"),
+        },
+    )
+
+
+def _normalization(value: Any, where: str) -> Normalization:
+    if not isinstance(value, dict):
+        _check(value, NormalizationMode, where)
+        return Normalization(value, value)
+    _check_keys(value, dict.fromkeys(("actions", "proprioception"), NormalizationMode | list[dict[str, Any]]), where)
+    modes = {}
+    for name, mode in value.items():
+        groups = None if isinstance(mode, str) else [_build(NormalizationGroup, x, f"{where}.{name}") for x in mode]
+        modes[name] = mode if groups is None else groups
+    return Normalization(**modes)
+
+
+def _check_keys(value: dict[str, Any], keys: Mapping[str, Any], where: str) -> None:
+    for name in sorted(keys.keys() ^ value.keys()):
+        what = "lacks the key" if name in keys else "has the unknown key"
+        raise UserError(f"{where} {what} {name!r}: save the policy again")
+    for name, hint in keys.items():
+        _check(value[name], hint, f"{where}.{name}")
 
 
 def _describe(part: Any) -> dict[str, Any]:
-    return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": part.init_args}
+    from torch.distributed.fsdp import FSDPModule
+
+    # FSDP2 makes a class of its own out of FSDPModule and the class of what it shards.
+    kind = type(part).__mro__[2] if isinstance(part, FSDPModule) else type(part)
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": part.init_args}
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -120,11 +176,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _class(description: dict[str, Any], base: type, where: str, trusted_modules: Sequence[str]) -> type:
     """The class that a description names, if it is known; nothing is imported but `trusted_modules`."""
-    for name in sorted({"class_path", "init_args"} ^ description.keys()):
-        what = "lacks the key" if name in ("class_path", "init_args") else "has the unknown key"
-        raise UserError(f"{where} {what} {name!r}: save the policy again")
-    _check(description["class_path"], str, f"{where}.class_path")
-    _check(description["init_args"], dict[str, Any], f"{where}.init_args")
+    _check_keys(description, {"class_path": str, "init_args": dict[str, Any]}, where)
     class_path = description["class_path"]
     module = class_path.rpartition(".")[0]
     is_trusted = any(module == name or module.startswith(f"{name}.") for name in trusted_modules)

@@ -3,39 +3,168 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import safetensors
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dvla_lightning import policy_config
+from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
 from dvla_lightning.errors import UserError
 from dvla_lightning.paths import local_path
 from dvla_lightning.policy_adapters import (
     adapter_state,
+    add_adapter,
     base_state,
+    has_frozen_base,
     is_adapted,
     load_adapter,
     merge_adapter,
     save_adapter,
 )
-from dvla_lightning.policy_config import CONFIG, describe
+from dvla_lightning.policy_base import SMALL_BASE, BaseReference, fingerprint
+from dvla_lightning.policy_config import CONFIG, PolicyConfig
+from dvla_lightning.policy_parts import PolicyParts
 from dvla_lightning.policy_tensors import check_finite, read_tensors, write_tensors
 
-if TYPE_CHECKING:
-    from dvla_lightning.policy import DVLAPolicy
+if TYPE_CHECKING:  # importing peft takes seconds
+    from peft import LoraConfig
 
+Policy = TypeVar("Policy", bound=PolicyParts)
 WEIGHTS, ADAPTER = "model.safetensors", "adapter"
 
 
-def resolve(pretrained: str) -> Path:
-    """The local directory of a policy: `pretrained` itself, or a snapshot of that Hugging Face repository.
+def load(
+    policy_class: type[Policy],
+    pretrained: str,
+    *,
+    sampler: SamplerOverrides | Sampler | None = None,
+    num_action_steps: int | None = None,
+    lora: LoraConfig | None = None,
+    base: str | None = None,
+    trusted_modules: Sequence[str] = (),
+    device: torch.device | str | None = None,
+) -> Policy:
+    """Builds a policy without weights and fills it from its directory; see `DVLAPolicy.from_pretrained`."""
+    directory, revision = resolve(pretrained)
+    policy, config = _build(policy_class, directory, sampler, num_action_steps, trusted_modules)
+    device = torch.get_default_device() if device is None else device
+    policy.remarks, policy.is_fitted = config.remarks, True
+    _fill(policy, directory, config, base, device)
+    origin = config.base
+    if config.has_adapter:
+        adapted = load_adapter(policy.backbone, directory / ADAPTER)
+        policy.backbone = adapted if lora is None else merge_adapter(adapted, directory / ADAPTER)
+    if lora is not None:
+        origin = None  # an adapter of the directory is a part of the weights now
+        if not config.has_adapter:
+            place = str(directory.resolve()) if revision is None else pretrained
+            origin = BaseReference(place, revision, fingerprint(policy.backbone.state_dict()))
+        policy.backbone = add_adapter(policy.backbone, lora)
+    policy.base = origin if has_frozen_base(policy.backbone) else None
+    return policy.eval()
+
+
+def _build(
+    policy_class: type[Policy],
+    directory: Path,
+    sampler: SamplerOverrides | Sampler | None,
+    num_action_steps: int | None,
+    trusted_modules: Sequence[str],
+) -> tuple[Policy, PolicyConfig]:
+    """The policy that config.json describes, on the meta device where its network can be built there."""
+
+    def build() -> tuple[Policy, PolicyConfig]:
+        config = policy_config.read(directory, trusted_modules)
+        if num_action_steps is not None:
+            config.parts["num_action_steps"] = num_action_steps
+        if sampler is not None:
+            saved = config.parts["sampler"]
+            try:
+                config.parts["sampler"] = sampler if isinstance(sampler, Sampler) else sampler.over(saved)
+            except ValueError as error:
+                raise UserError(f"policy: {error}") from error
+        return policy_class(**config.parts), config
+
+    with contextlib.suppress(UserError), torch.device("meta"):
+        built = build()
+        if not _has_loose_tensors(built[0]):
+            return built
+    return build()
+
+
+def _has_loose_tensors(policy: nn.Module) -> bool:
+    """Whether there are tensors that are neither parameters nor buffers: nothing fills them on the meta device."""
+    return any(isinstance(value, Tensor) for module in policy.modules() for value in vars(module).values())
+
+
+def _fill(policy: PolicyParts, directory: Path, config: PolicyConfig, base: str | None, device: object) -> None:
+    """Reads the weights of a policy without adapters.
+
+    Raises:
+        UserError: if a file is missing, corrupt or not finite, names and shapes differ from the policy's, the base is
+            another one, or a tensor would stay empty.
+    """
+    own, buffers, what = policy.state_dict(), _buffers(policy), str(directory / CONFIG)
+    if config.has_adapter != (directory / ADAPTER).is_dir():
+        problem = "has no directory" if config.has_adapter else "does not speak of the directory"
+        raise UserError(
+            f"{directory if config.has_adapter else what} {problem} {ADAPTER}/: copy the whole policy directory"
+        )
+    below = {name: value for name, value in own.items() if name.startswith("backbone.")}
+    target = torch.device(str(device))
+    if config.is_base_copied:
+        state = read_tensors(directory / WEIGHTS, own, what, buffers, target)
+    else:
+        assert config.base is not None
+        rest = {name: value for name, value in own.items() if name not in below}
+        state = read_tensors(directory / WEIGHTS, rest, what, device=target)
+        state |= _read_base(below, directory, config.base, base, buffers, target)
+    policy.load_state_dict(state, assign=True)
+    if any(buffer.is_meta for buffer in policy.network.buffers()):
+        policy.network.materialize(target)
+    for name, tensor in (*policy.named_parameters(), *policy.named_buffers()):
+        if tensor.is_meta:
+            raise UserError(
+                f"{directory}: nothing gives {name!r} its values: save it with the policy, or fill it in the "
+                f"backbone's materialize()"
+            )
+
+
+def _read_base(
+    own: dict[str, Tensor],
+    directory: Path,
+    reference: BaseReference,
+    override: str | None,
+    buffers: set[str],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The backbone's tensors below an adapter, from the directory that has them."""
+    what = f"the adapter in {directory}"
+    give = "give the policy it was trained on as base (--model.policy.base)"
+    place, revision = (reference.pretrained, reference.revision) if override is None else (override, None)
+    try:
+        path, _ = resolve(place, revision)
+        state = read_tensors(path / WEIGHTS, own, what, buffers, device, only="backbone.")
+    except UserError as error:
+        raise UserError(f"{what} needs its base: {error}; {give}") from error
+    if fingerprint({name.removeprefix("backbone."): x for name, x in state.items()}) != reference.fingerprint:
+        raise UserError(f"{what} was trained on other weights than those of {place}: {give}")
+    return state
+
+
+def resolve(pretrained: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """Finds a policy directory: `pretrained` itself, or a snapshot of that Hugging Face repository.
+
+    Returns:
+        The local directory, and the commit of the repository (None for a directory).
 
     Raises:
         UserError: if it is neither.
@@ -43,7 +172,7 @@ def resolve(pretrained: str) -> Path:
     path = local_path(pretrained, "policy directory")
     try:
         if path.is_dir():
-            return path
+            return path, None
         if path.exists():
             raise UserError(f"{pretrained!r} is a file: give a policy directory, which holds {CONFIG}")
         if path.name and _beside(path, "old").is_dir():
@@ -60,7 +189,9 @@ def resolve(pretrained: str) -> Path:
         from huggingface_hub import snapshot_download
 
         wanted = [CONFIG, WEIGHTS, f"{ADAPTER}/*.json", f"{ADAPTER}/*.safetensors"]
-        return Path(snapshot_download(pretrained, allow_patterns=wanted))
+        pinned = {} if revision is None else {"revision": revision}
+        snapshot = Path(snapshot_download(pretrained, allow_patterns=wanted, **pinned))
+        return snapshot, snapshot.name  # the hub's cache names a snapshot by its commit
     except Exception as error:
         raise UserError(
             f"{pretrained!r} is neither a policy directory nor a Hugging Face repository that can be reached "
@@ -68,18 +199,22 @@ def resolve(pretrained: str) -> Path:
         ) from error
 
 
-def save(policy: DVLAPolicy, path: Path, card: str) -> None:
+def save(policy: PolicyParts, path: Path, card: str, copy_base: bool | None = None) -> None:
     """Writes the directory beside its final place and then swaps it in, so that no half-written policy is ever seen.
 
-    Raises:
-        UserError: if the policy is not finite, the place holds something else, or the disk refuses; what was there
-            before stays.
+    See `DVLAPolicy.save_pretrained`.
     """
     path = path.resolve()
+    base, is_copied = _base_to_name(policy, path, copy_base)
     state = _base_state(policy)
+    if not is_copied:
+        state = {name: value for name, value in state.items() if not name.startswith("backbone.")}
+    state = _whole(state)
+    adapter = _whole(adapter_state(policy.backbone)) if is_adapted(policy.backbone) else {}
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return  # it has handed over its shards
     check_finite(state, f"the policy was not saved to {path}", _buffers(policy))
-    if is_adapted(policy.backbone):
-        check_finite(adapter_state(policy.backbone), f"the policy was not saved to {path}")
+    check_finite(adapter, f"the policy was not saved to {path}")
     partial, old = _beside(path, "partial"), _beside(path, "old")
     try:
         if old.exists() and not path.exists():
@@ -88,10 +223,11 @@ def save(policy: DVLAPolicy, path: Path, card: str) -> None:
             raise UserError("it holds something else than a policy, which would be lost: choose another place")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        (partial / CONFIG).write_text(json.dumps(describe(policy), indent=2) + "\n")
+        config = policy_config.describe(policy, base, is_copied)
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         write_tensors(state, partial / WEIGHTS)
-        if is_adapted(policy.backbone):
-            save_adapter(policy.backbone, partial / ADAPTER)
+        if adapter:
+            save_adapter(policy.backbone, adapter, partial / ADAPTER)
         (partial / "README.md").write_text(_card(policy, card))
         _settle(partial)
         shutil.rmtree(old, ignore_errors=True)
@@ -108,52 +244,46 @@ def save(policy: DVLAPolicy, path: Path, card: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_weights(policy: DVLAPolicy, directory: Path, has_adapter: bool, merge: bool) -> None:
-    """Fills a freshly built policy from model.safetensors and, if there is one, from adapter/.
-
-    Args:
-        policy: to fill.
-        directory: of the policy.
-        has_adapter: whether adapter/ must be there.
-        merge: add the adapter into the backbone's weights.
-
-    Raises:
-        UserError: if a file is missing, corrupt or not finite, or names and shapes differ from the policy's.
-    """
-    what = str(directory / CONFIG)
-    policy.load_state_dict(read_tensors(directory / WEIGHTS, policy.state_dict(), what, _buffers(policy)))
-    adapter = directory / ADAPTER
-    if has_adapter != adapter.is_dir():
-        problem = "has no directory" if has_adapter else "does not speak of the directory"
-        raise UserError(f"{directory if has_adapter else what} {problem} {ADAPTER}/: copy the whole policy directory")
-    if has_adapter:
-        adapted = load_adapter(policy.backbone, adapter)
-        policy.backbone = merge_adapter(adapted, adapter) if merge else adapted
+def _base_to_name(policy: PolicyParts, path: Path, copy_base: bool | None) -> tuple[BaseReference | None, bool]:
+    """The base as config.json names it, and whether its weights are written beside the adapter."""
+    base = policy.base
+    if base is None:
+        return None, True
+    if base.revision is None and Path(base.pretrained).resolve() == path:
+        return None, True  # the only copy is about to be replaced
+    if copy_base is None:
+        copy_base = sum(x.numel() * x.element_size() for x in base_state(policy.backbone).values()) <= SMALL_BASE
+    return base.seen_from(path), copy_base
 
 
-def fingerprint(policy: DVLAPolicy) -> str:
-    """First 16 hex digits of the SHA-256 of all weights and statistics: says which policy a record is about."""
-    digest = hashlib.sha256()
-    for name, value in sorted(policy.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gathers tensors that are sharded over ranks."""
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+
+
+def policy_fingerprint(policy: PolicyParts) -> str:
+    """Hashes all weights and statistics: says which policy a record is about. A frozen base is hashed once."""
+    state = policy.state_dict()
+    if not is_adapted(policy.backbone):
+        return fingerprint(state)
+    base = policy.base.fingerprint if policy.base else fingerprint(base_state(policy.backbone))
+    rest = {name: value for name, value in state.items() if not name.startswith("backbone.")}
+    return fingerprint(rest | {f"adapter.{name}": x for name, x in adapter_state(policy.backbone).items()}, base)
 
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}.{suffix}")
 
 
-def _base_state(policy: DVLAPolicy) -> dict[str, Tensor]:
+def _base_state(policy: PolicyParts) -> dict[str, Tensor]:
     """The policy's tensors without adapters, under the names of a policy that never had any."""
     state = {name: value for name, value in policy.state_dict().items() if not name.startswith("backbone.")}
     return state | {f"backbone.{name}": value for name, value in base_state(policy.backbone).items()}
 
 
-def _buffers(policy: DVLAPolicy) -> set[str]:
+def _buffers(policy: PolicyParts) -> set[str]:
     """Names of the backbone's buffers."""
-    backbone = policy.backbone.get_base_model() if is_adapted(policy.backbone) else policy.backbone
-    return {f"backbone.{name}" for name, _ in backbone.named_buffers()}
+    return {f"backbone.{name}" for name, _ in policy.network.named_buffers()}
 
 
 def _settle(directory: Path) -> None:
@@ -168,11 +298,10 @@ def _settle(directory: Path) -> None:
             os.close(handle)
 
 
-def _card(policy: DVLAPolicy, card: str) -> str:
-    backbone = policy.backbone.get_base_model() if is_adapted(policy.backbone) else policy.backbone
+def _card(policy: PolicyParts, card: str) -> str:
     size = sum(value.numel() for value in policy.parameters())
     return (
-        f"# {type(backbone).__name__} policy\n\n{card}\n\n"
+        f"# {type(policy.network).__name__} policy\n\n{card}\n\n"
         f"{size:,} parameters; chunks of {policy.chunk_size} actions x {policy.action_dim} dimensions, "
         f"{policy.action_tokenizer.vocab_size} action tokens.\n\n"
         "```python\nfrom dvla_lightning.policy import DVLAPolicy\n\n"

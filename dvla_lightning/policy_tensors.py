@@ -17,14 +17,23 @@ CHECKSUM = "crc32"
 """Key in a file's metadata: CRC-32 of the bytes of all tensors, in the order of their names."""
 
 
-def read_tensors(path: Path, own: Mapping[str, Tensor], what: str, buffers: Collection[str] = ()) -> dict[str, Tensor]:
-    """Reads a file whose tensors must be those of `own`.
+def read_tensors(
+    path: Path,
+    own: Mapping[str, Tensor],
+    what: str,
+    buffers: Collection[str] = (),
+    device: torch.device | str = "cpu",
+    only: str = "",
+) -> dict[str, Tensor]:
+    """Reads a file whose tensors must be those of `own`, one after the other.
 
     Args:
         path: the file.
-        own: names, shapes and dtypes that are wanted.
+        own: names, shapes and dtypes that are wanted; may lie on the meta device.
         what: whose they are, for messages.
         buffers: see `check_finite`.
+        device: where they go.
+        only: tensors of the file whose names begin otherwise are left there.
 
     Returns:
         The tensors in the dtypes of `own`; another floating dtype is converted.
@@ -33,29 +42,40 @@ def read_tensors(path: Path, own: Mapping[str, Tensor], what: str, buffers: Coll
         UserError: if the file is missing or corrupt, or a tensor is missing, unknown, of another shape or kind, or not
             finite.
     """
+    state, checksum = {}, 0
     try:
-        state = safetensors.torch.load_file(path)
         with safetensors.safe_open(path, "pt") as file:
-            checksum = (file.metadata() or {}).get(CHECKSUM)  # a file of another program has none
-        if checksum is not None and checksum != _checksum(state):
+            names = set(file.keys())
+            for name in sorted(own.keys() | {name for name in names if name.startswith(only)}):
+                if name not in own or name not in names:
+                    problem = "is missing" if name in own else "has no place there"
+                    raise UserError(f"{path} does not fit {what}: tensor {name!r} {problem}")
+            wanted = (file.metadata() or {}).get(CHECKSUM)  # a file of another program has none
+            for name in sorted(names):
+                value = file.get_tensor(name)
+                checksum = _crc32(value, checksum)
+                if name not in own:
+                    continue
+                if problem := _misfit(value, own[name]):
+                    raise UserError(f"{path} does not fit {what}: tensor {name!r} {problem}")
+                # A copy: what is read lies in the file, and the file may be written over.
+                state[name] = value.to(device, own[name].dtype, copy=True)
+        if wanted is not None and wanted != f"{checksum:08x}":
             raise UserError(f"{path} is corrupt (its checksum differs): copy or save the policy again")
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}: copy the whole policy directory") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is corrupt ({error}): copy or save the policy again") from error
-    for name in sorted(own.keys() | state.keys()):
-        if name not in own or name not in state:
-            problem = "is missing" if name in own else "has no place there"
-        elif own[name].shape != state[name].shape:
-            problem = f"has the shape {list(state[name].shape)} instead of {list(own[name].shape)}"
-        elif own[name].is_floating_point() != state[name].is_floating_point():
-            problem = f"holds {state[name].dtype} instead of {own[name].dtype}"
-        else:
-            continue
-        raise UserError(f"{path} does not fit {what}: tensor {name!r} {problem}")
-    state = {name: value.to(own[name].dtype) for name, value in state.items()}
     check_finite(state, f"{path} cannot be used", buffers)
     return state
+
+
+def _misfit(value: Tensor, own: Tensor) -> str | None:
+    if own.shape != value.shape:
+        return f"has the shape {list(value.shape)} instead of {list(own.shape)}"
+    if own.is_floating_point() != value.is_floating_point():
+        return f"holds {value.dtype} instead of {own.dtype}"
+    return None
 
 
 def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -67,8 +87,12 @@ def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 def _checksum(state: Mapping[str, Tensor]) -> str:
     value = 0
     for name in sorted(state):
-        value = zlib.crc32(state[name].contiguous().flatten().view(torch.uint8).numpy(), value)
+        value = _crc32(state[name], value)
     return f"{value:08x}"
+
+
+def _crc32(tensor: Tensor, value: int) -> int:
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), value)
 
 
 def check_finite(state: Mapping[str, Tensor], problem: str, buffers: Collection[str] = ()) -> None:

@@ -22,6 +22,9 @@ class GivenBatches(LightningDataModule):
         super().__init__()
         self.epochs, self.has_length = epochs, has_length
 
+    def check_policy(self, policy):
+        pass
+
     def training_remark(self):
         return None
 

@@ -7,21 +7,24 @@ from dvla_lightning.actions.tokenizer import UniformBins
 from dvla_lightning.backbones import MiniBackbone
 from dvla_lightning.data.assembly import assemble
 from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.policy_adapters import add_adapter
 
 CHUNK, ACTION_DIM, BINS, PROPRIOCEPTION = 4, 2, 16, 3
 LENGTH = CHUNK * ACTION_DIM
 LOW, HIGH = np.array([-3.0, 10.0]), np.array([-1.0, 14.0])
 
 
-def make_policy(seed=0, bins=BINS, **options):
+def make_policy(seed=0, bins=BINS, lora=None, **options):
     torch.manual_seed(seed)
     backbone = MiniBackbone(
-        ["front"], 32, PROPRIOCEPTION, LENGTH, BINS, dim=16, num_layers=2, num_heads=2, channels=8, text_buckets=64
+        LENGTH, BINS, ["front"], 32, PROPRIOCEPTION, dim=16, num_layers=2, num_heads=2, channels=8, text_buckets=64
     )
     with torch.no_grad():
         backbone.head.weight.mul_(6)  # a distribution far from uniform, as after training
     options = {"action_tokenizer": UniformBins(bins), "action_dim": ACTION_DIM, "chunk_size": CHUNK, **options}
     policy = DVLAPolicy(**{"backbone": backbone, **options})
+    if lora is not None:
+        policy.backbone = add_adapter(policy.backbone, lora)
     actions = np.random.default_rng(0).uniform(LOW, HIGH, (500, ACTION_DIM))
     policy.fit_statistics(np.concatenate([actions, [LOW, HIGH]]), np.random.default_rng(1).normal(size=(500, 3)) * 5)
     return policy
@@ -62,14 +65,14 @@ def assert_same_behaviour(one, other, exact=True):
         torch.testing.assert_close(got, want, **close)
 
 
-def make_tiny_policy(**options):
+def make_tiny_policy(lora=None, **options):
     """An untrained policy for Tabletop; its actions are random but valid."""
-    backbone = MiniBackbone(
-        ["top"], 32, 4, num_positions=8, vocab_size=8, dim=16, num_layers=1, num_heads=2, channels=8
-    )
+    backbone = MiniBackbone(8, 8, ["top"], 32, 4, dim=16, num_layers=1, num_heads=2, channels=8)
     parts = {"backbone": backbone, "action_tokenizer": UniformBins(8), "action_dim": 2, "chunk_size": 4}
     policy = DVLAPolicy(**parts, normalization="identity", value_hidden_dims=[8], **options)
     policy.is_fitted = True
+    if lora is not None:
+        policy.backbone = add_adapter(policy.backbone, lora)
     return policy
 
 

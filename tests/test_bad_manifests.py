@@ -25,7 +25,7 @@ def good(tmp_path_factory):
     torch.manual_seed(0)
     shape = {"num_positions": 8, "vocab_size": 8, "dim": 16, "num_layers": 1, "num_heads": 2, "channels": 8}
     policy = DVLAPolicy(
-        backbone=MiniBackbone(["top"], 32, 4, **shape),
+        backbone=MiniBackbone(cameras=["top"], image_size=32, proprioception_dim=4, **shape),
         action_tokenizer=UniformBins(8),
         action_dim=2,
         chunk_size=4,

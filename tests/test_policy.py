@@ -15,6 +15,8 @@ from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.policy import DVLAPolicy
+from dvla_lightning.policy_adapters import add_adapter
+from dvla_lightning.policy_recipe import PolicyRecipe
 from tests.small_policy import (
     ACTION_DIM,
     BINS,
@@ -156,7 +158,7 @@ def test_impossible_step_counts(policy, num_steps):
 
 
 def test_a_policy_without_statistics_does_not_act():
-    backbone = MiniBackbone(["front"], 32, PROPRIOCEPTION, LENGTH, BINS, dim=16, num_layers=1, num_heads=2, channels=8)
+    backbone = MiniBackbone(LENGTH, BINS, ["front"], 32, PROPRIOCEPTION, dim=16, num_layers=1, num_heads=2, channels=8)
     policy = DVLAPolicy(backbone=backbone, action_tokenizer=UniformBins(BINS), action_dim=2, chunk_size=4)
     assert not policy.is_fitted
     with pytest.raises(UserError, match="no statistics"):
@@ -359,10 +361,8 @@ def test_a_checkpoint_brings_the_reference_and_the_base_weights_along(init):
     torch.manual_seed(99)
     resumed = make_policy()
     torch.manual_seed(99)
-    resumed = DVLAPolicy(
-        backbone=resumed.backbone, action_tokenizer=UniformBins(BINS), action_dim=ACTION_DIM, chunk_size=CHUNK,
-        lora=lora(init_lora_weights=init),
-    )  # fmt: skip
+    resumed = DVLAPolicy(resumed.backbone, UniformBins(BINS), ACTION_DIM, CHUNK)
+    resumed.backbone = add_adapter(resumed.backbone, lora(init_lora_weights=init))
     module = DVLAModule(resumed, TrajectoryPPO(kl_coef=0.1))
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
@@ -398,7 +398,11 @@ def test_sampler_fields_that_are_given_replace_the_saved_ones_and_the_others_sta
     assert DVLAPolicy.from_pretrained(tmp_path / "policy", sampler=SamplerOverrides()).sampler == saved
     assert DVLAPolicy.from_pretrained(tmp_path / "policy", sampler=Sampler()).sampler == Sampler()
     assert {f.name for f in dataclasses.fields(SamplerOverrides)} == {f.name for f in dataclasses.fields(Sampler)}
-    assert make_policy(sampler=SamplerOverrides(temperature=0.7)).sampler == Sampler(temperature=0.7)
+    backbone = make_policy().backbone
+    new = PolicyRecipe(
+        None, None, lambda *_: backbone, UniformBins(BINS), ACTION_DIM, CHUNK, sampler=SamplerOverrides(temperature=0.7)
+    )
+    assert new.build().sampler == Sampler(temperature=0.7)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +438,7 @@ def test_a_sampler_of_nonsense_is_refused(policy, tmp_path, field, value):
 def test_what_is_part_of_a_saved_policy_cannot_be_given_beside_it(tmp_path, policy, given):
     policy.save_pretrained(tmp_path / "policy")
     with pytest.raises(UserError, match=f"{next(iter(given))} comes from pretrained"):
-        DVLAPolicy.from_pretrained(tmp_path / "policy", **given)
+        PolicyRecipe(str(tmp_path / "policy"), **given).build()
 
 
 def test_parts_that_do_not_fit_together():
@@ -447,4 +451,4 @@ def test_parts_that_do_not_fit_together():
     with pytest.raises(UserError, match=r"value_hidden_dims\[1\] must be at least 1, got 0"):
         make_policy(value_hidden_dims=[4, 0])
     with pytest.raises(UserError, match="missing: backbone, action_tokenizer, action_dim"):
-        DVLAPolicy(chunk_size=3)
+        PolicyRecipe(chunk_size=3).build()

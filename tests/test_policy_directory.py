@@ -61,14 +61,14 @@ def test_the_card_shows_a_call_that_draws_anew(directory):
 
 
 def test_fingerprint_names_the_weights(tiny_policy, tmp_path):
-    before = policy_directory.fingerprint(tiny_policy)
+    before = policy_directory.policy_fingerprint(tiny_policy)
     tiny_policy.save_pretrained(tmp_path / "policy")
-    assert policy_directory.fingerprint(DVLAPolicy.from_pretrained(tmp_path / "policy")) == before
+    assert policy_directory.policy_fingerprint(DVLAPolicy.from_pretrained(tmp_path / "policy")) == before
     tiny_policy.keep_reference()
-    assert policy_directory.fingerprint(tiny_policy) == before
+    assert policy_directory.policy_fingerprint(tiny_policy) == before
     with torch.no_grad():
         tiny_policy.value_head[0].bias[0] += 1e-6
-    assert policy_directory.fingerprint(tiny_policy) != before
+    assert policy_directory.policy_fingerprint(tiny_policy) != before
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------

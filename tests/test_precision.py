@@ -11,9 +11,10 @@ from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.objectives import TrajectoryPPO
-from dvla_lightning.policy import DVLAPolicy, ValueHead
+from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.precision import BFloat16Weights
 from dvla_lightning.rollout.collector import Collector
+from dvla_lightning.value_head import ValueHead
 from tests.short_fits import fit, rollout_minibatches
 
 

@@ -40,7 +40,6 @@ def test_the_shipped_policy_fits_the_environment():
     assert tuple(network["cameras"]) == environment.cameras and network["image_size"] == environment.image_shape[0]
     assert network["proprioception_dim"] == environment.proprioception_dim
     assert policy["action_dim"] == environment.action_dim
-    assert network["num_positions"] == policy["action_dim"] * policy["chunk_size"]
 
 
 def collector(prefix, checkout, cache):
@@ -60,7 +59,7 @@ def test_from_demonstrations_to_evaluation(tmp_path, capsys):
     assert sorted(demo.task for demo in demonstrations) == sorted(TASKS)
     assert demonstrations[0].images["head"].shape[1:] == (16, 16, 3)
 
-    small = {"backbone.image_size": 16, "backbone.num_positions": 56, "backbone.dim": 16, "backbone.num_layers": 1}
+    small = {"backbone.image_size": 16, "backbone.dim": 16, "backbone.num_layers": 1}
     small |= {"backbone.num_heads": 2, "backbone.channels": 8, "backbone.cameras": "[head]", "chunk_size": 4}
     words = [f"--model.policy.{name}={value}" for name, value in small.items()]
     words += [f"--data.path={data}", f"--trainer.default_root_dir={tmp_path / 'sft'}", *QUIET]

@@ -24,7 +24,7 @@ def make_policy():
     torch.manual_seed(0)
     sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "channels": 8}
     policy = DVLAPolicy(
-        backbone=MiniBackbone(["top"], 32, 4, num_positions=8, vocab_size=8, **sizes),
+        backbone=MiniBackbone(8, 8, ["top"], 32, 4, **sizes),
         action_tokenizer=UniformBins(8), action_dim=2, chunk_size=4, normalization="identity", value_hidden_dims=[8],
     )  # fmt: skip
     policy.is_fitted = True

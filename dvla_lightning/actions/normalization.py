@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -10,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dvla_lightning.actions.statistics import StatisticsModule, check_samples
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 
-NormalizationMode = Literal["min_max", "quantile", "identity"]
+NormalizationMode = Literal["min_max", "quantile", "mean_std", "identity"]
 
 # A dimension that moves less than this never moved: a micrometre, a microradian. What is left is noise of sensors and
 # solvers, and stretching it to [-1, 1] would turn the first real motion into thousands.
@@ -24,6 +26,53 @@ ROUNDING = 2 * float(np.finfo(np.float32).eps)
 NEGLIGIBLE = 1e-3
 
 
+@dataclass(frozen=True)
+class NormalizationGroup:
+    """Dimensions that are normalised alike.
+
+    Attributes:
+        dims: their indices.
+        mode: see `Normalizer`.
+        factor: of "mean_std": how many standard deviations map to 1. Of "identity": what maps to 1, in the units of the
+            data. The other modes have none.
+    """
+
+    dims: Sequence[int]
+    mode: NormalizationMode
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(NormalizationMode):
+            raise UserError(f"unknown normalisation {self.mode!r}: choose {', '.join(get_args(NormalizationMode))}")
+        check_number("normalization", "factor", self.factor, above=0)
+        if self.factor != 1.0 and self.mode in ("min_max", "quantile"):
+            raise UserError(f"normalization: {self.mode} has no factor, got {self.factor}")
+
+
+GroupedNormalization = NormalizationMode | Sequence[NormalizationGroup]
+"""One mode for all dimensions, or groups that name every dimension once."""
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a policy scales what goes in and what comes out, where one mode for everything would not do.
+
+    Attributes:
+        actions: mode of all action dimensions, or groups of them (a gripper that is -1 or 1: mode identity).
+        proprioception: the same for the proprioception vector.
+    """
+
+    actions: GroupedNormalization = "min_max"
+    proprioception: GroupedNormalization = "min_max"
+
+    def plain(self) -> str | dict[str, Any]:
+        """In plain JSON types; one mode for everything is its name alone."""
+        actions, proprioception = plain(self.actions), plain(self.proprioception)
+        if isinstance(actions, str) and actions == proprioception:
+            return actions
+        return {"actions": actions, "proprioception": proprioception}
+
+
 class Normalizer(StatisticsModule):
     """Maps [low, high] of each dimension to [-1, 1] and back.
 
@@ -33,37 +82,44 @@ class Normalizer(StatisticsModule):
 
     Args:
         dim: size of the last dimension D; 0 where there is nothing to normalise.
-        mode: "min_max" uses the smallest and largest value seen; "quantile" uses the 1 % and 99 % quantiles, so that
-            outliers do not waste the range; both clip what lies beyond. "identity" changes nothing and clips nothing,
-            for data that is in [-1, 1] already.
+        mode: of all dimensions, or groups of dimensions with a mode each. "min_max" uses the smallest and largest value
+            seen; "quantile" uses the 1 % and 99 % quantiles, so that outliers do not waste the range; "mean_std" uses
+            the mean plus and minus `factor` standard deviations; all three clip what lies beyond. "identity" clips
+            nothing and changes nothing but the unit (`factor`), for data that is in [-1, 1] already.
 
     Attributes:
         low: (D,) float32, what maps to -1, in the units of the data.
         high: (D,) float32, what maps to +1.
 
     Raises:
-        UserError: for a mode that does not exist or dim < 0.
+        UserError: for a mode that does not exist, dim < 0, or groups that do not name every dimension once.
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, dim: int, mode: NormalizationMode = "quantile") -> None:
+    def __init__(self, dim: int, mode: GroupedNormalization = "quantile") -> None:
         super().__init__()
-        if mode not in get_args(NormalizationMode):
-            raise UserError(f"unknown normalisation {mode!r}: choose {', '.join(get_args(NormalizationMode))}")
         if dim < 0:
             raise UserError(f"Normalizer needs dim >= 0, got {dim}")
         self.dim = dim
         self.mode = mode
-        bound = 1.0 if mode == "identity" else float("nan")
-        self.register_buffer("low", torch.full((dim,), -bound))
-        self.register_buffer("high", torch.full((dim,), bound))
+        self.groups = [NormalizationGroup(range(dim), mode)] if isinstance(mode, str) else list(mode)
+        named = [d for group in self.groups for d in group.dims]
+        if sorted(named) != list(range(dim)):
+            raise UserError(f"normalization: the groups must name each of the dimensions 0 to {dim - 1} once: {named}")
+        self._identity = [False] * dim
+        bounds = torch.full((dim,), float("nan"))
+        for group in self.groups:
+            for d in group.dims if group.mode == "identity" else ():
+                self._identity[d], bounds[d] = True, group.factor
+        self.register_buffer("low", -bounds)
+        self.register_buffer("high", bounds)
 
     @property
     def init_args(self) -> dict[str, Any]:
         """Constructor arguments, ready for JSON."""
-        return {"dim": self.dim, "mode": self.mode}
+        return {"dim": self.dim, "mode": plain(self.mode)}
 
     def fit(self, samples_N_D: ArrayLike | Tensor) -> Self:
         """Takes the bounds from data; computed in float64, kept as float32.
@@ -82,22 +138,18 @@ class Normalizer(StatisticsModule):
             UserError: for another shape, no rows, values that are not finite, or a span beyond float32.
         """
         samples = check_samples(samples_N_D, self.dim, "Normalizer")
-        if self.mode == "identity":
+        if all(self._identity):
             return self
         low, high = samples.min(axis=0), samples.max(axis=0)
-        too_far = np.maximum(np.abs(low), np.abs(high)) > np.finfo(np.float32).max / 4
+        too_far = (np.maximum(np.abs(low), np.abs(high)) > np.finfo(np.float32).max / 4) & ~np.array(self._identity)
         if too_far.any():
             d = int(np.argmax(too_far))
             raise UserError(f"Normalizer cannot be fitted: dimension {d} goes from {low[d]} to {high[d]}; rescale it")
-        if self.mode == "quantile":
-            q01, q99 = np.quantile(samples, [0.01, 0.99], axis=0, method="linear")
-            moves = (q99 - q01 > NEGLIGIBLE * (high - low)) & (q99 - q01 > _noise(q01, q99))
-            low, high = np.where(moves, q01, low), np.where(moves, q99, high)
-        still = high - low <= _noise(low, high)
-        middle = (low + high) / 2
-        low, high = np.where(still, middle, low), np.where(still, middle, high)
-        self.low.copy_(torch.from_numpy(low))
-        self.high.copy_(torch.from_numpy(high))
+        for group in self.groups:
+            dims = list(group.dims)
+            if dims and group.mode != "identity":
+                bounds = _bounds(samples[:, dims], group)
+                self.low[dims], self.high[dims] = (torch.from_numpy(bound).to(self.low) for bound in bounds)
         return self
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -107,19 +159,17 @@ class Normalizer(StatisticsModule):
             x: (..., D) in the units of the data.
 
         Returns:
-            (..., D), float64 if `x` is, else float32; in [-1, 1], but in mode "identity".
+            (..., D), float64 if `x` is, else float32; in [-1, 1], but for dimensions of mode "identity".
 
         Raises:
             UserError: for a wrong last dimension, or bounds that were never set.
         """
         low, high, x = self._prepare(x)
-        if self.mode == "identity":
-            return x
         span = high - low
         constant = span == 0
         # written so that x == low gives exactly -1 and x == high exactly +1
         scaled = (2.0 * ((x - low) / span.masked_fill(constant, 1.0)) - 1.0).masked_fill(constant, 0.0)
-        return scaled.clamp(-1.0, 1.0)
+        return self._unless_identity(scaled.clamp(-1.0, 1.0), x / high)
 
     def outside(self, x: Tensor) -> Tensor:
         """Which numbers lie beyond the bounds, by more than noise: clipped by `normalize`, or replaced by 0.
@@ -128,7 +178,7 @@ class Normalizer(StatisticsModule):
             x: (..., D) in the units of the data.
 
         Returns:
-            (..., D) bool. In mode "identity" the bounds are -1 and 1: the action tokenizer clips there.
+            (..., D) bool. In mode "identity" the bounds are what maps to -1 and 1: the action tokenizer clips there.
 
         Raises:
             UserError: for a wrong last dimension, or bounds that were never set.
@@ -150,7 +200,12 @@ class Normalizer(StatisticsModule):
             UserError: for a wrong last dimension, or bounds that were never set.
         """
         low, high, x = self._prepare(x)
-        return x if self.mode == "identity" else torch.lerp(low, high, (x.clamp(-1.0, 1.0) + 1.0) / 2.0)
+        return self._unless_identity(torch.lerp(low, high, (x.clamp(-1.0, 1.0) + 1.0) / 2.0), x * high)
+
+    def _unless_identity(self, scaled: Tensor, plain: Tensor) -> Tensor:
+        if not any(self._identity):
+            return scaled
+        return torch.where(torch.tensor(self._identity, device=scaled.device), plain, scaled)
 
     def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bounds and `x` in one dtype, after checking them."""
@@ -165,3 +220,23 @@ class Normalizer(StatisticsModule):
 def _noise(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
     """How far values may lie apart that are the same but for noise, per dimension."""
     return np.maximum(STILL, ROUNDING * np.maximum(np.abs(low), np.abs(high)))
+
+
+def _bounds(samples: NDArray[np.float64], group: NormalizationGroup) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(D,) low and high of the dimensions of one group that has statistics."""
+    low, high = samples.min(axis=0), samples.max(axis=0)
+    if group.mode == "quantile":
+        q01, q99 = np.quantile(samples, [0.01, 0.99], axis=0, method="linear")
+        moves = (q99 - q01 > NEGLIGIBLE * (high - low)) & (q99 - q01 > _noise(q01, q99))
+        low, high = np.where(moves, q01, low), np.where(moves, q99, high)
+    elif group.mode == "mean_std":
+        mean, half = samples.mean(axis=0), group.factor * samples.std(axis=0)
+        low, high = mean - half, mean + half
+    still = high - low <= _noise(low, high)
+    middle = (low + high) / 2
+    return np.where(still, middle, low), np.where(still, middle, high)
+
+
+def plain(mode: GroupedNormalization) -> str | list[dict[str, Any]]:
+    """The mode or groups in plain JSON types."""
+    return mode if isinstance(mode, str) else [{**asdict(group), "dims": list(group.dims)} for group in mode]

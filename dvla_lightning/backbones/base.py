@@ -58,18 +58,28 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         attention: "prefix" if prompt tokens never attend to action tokens (then `encode` is an exact cache), "full" if
-            they do (then `encode` only prepares the prompt, and every `denoise` is a full pass).
+            they do (then `encode` only prepares the prompt, and every `denoise` is a full pass), "segments" if some
+            parts of the prompt do.
         vocab_size: V, number of action tokens; the id V is MASK.
         num_positions: L, number of action-token positions.
         hidden_dim: width D of the hidden states handed to the value head.
         processor: makes its prompt rows.
+        lora_targets: regular expression of the modules that get a LoRA adapter where the user names none; None: every
+            linear layer.
+        sharded_layers: layers that a strategy may shard one by one: all they compute is in their `forward`. Empty: the
+            network cannot be sharded.
     """
 
-    attention: Literal["prefix", "full"]
+    attention: Literal["prefix", "full", "segments"]
     vocab_size: int
     num_positions: int
     hidden_dim: int
     processor: Processor
+    lora_targets: str | None = None
+
+    @property
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        return ()
 
     @property
     def proprioception_dim(self) -> int:
@@ -106,6 +116,18 @@ class Backbone(nn.Module, ABC):
         prompt keys and values would stay in memory.
         """
         return self.denoise(self.encode(prompt), noisy_BSL)
+
+    def materialize(self, device: torch.device) -> None:
+        """Fills the buffers that no file holds (persistent=False), after a build on the meta device.
+
+        By default they are copied from a second network of the same arguments; a large one overrides this.
+        """
+        with torch.device(device):
+            twin = type(self)(**self.init_args)
+        for name, buffer in twin.named_buffers():
+            owner = self.get_submodule(name.rpartition(".")[0])
+            if self.get_buffer(name).is_meta:
+                owner.register_buffer(name.rpartition(".")[2], buffer, persistent=False)
 
     @property
     @abstractmethod

@@ -106,11 +106,11 @@ class MiniBackbone(Backbone):
     Attention is prefix-type: the prompt does not look at the action tokens, so its cache is exact.
 
     Args:
+        num_positions: L, number of action tokens of a chunk (chunk_size * action_dim).
+        vocab_size: V, number of action tokens (bins of the action tokenizer).
         cameras: names of the images it reads, in order.
         image_size: height and width of every image in pixels, a multiple of 16.
         proprioception_dim: size of the proprioception vector.
-        num_positions: L, number of action tokens of a chunk (chunk_size * action_dim).
-        vocab_size: V, number of action tokens (bins of the action tokenizer).
         dim: width D of the transformer.
         num_layers: transformer layers.
         num_heads: attention heads; divides `dim`.
@@ -126,11 +126,11 @@ class MiniBackbone(Backbone):
 
     def __init__(
         self,
+        num_positions: int,
+        vocab_size: int,
         cameras: list[str],
         image_size: int,
         proprioception_dim: int,
-        num_positions: int,
-        vocab_size: int,
         dim: int = 64,
         num_layers: int = 3,
         num_heads: int = 4,

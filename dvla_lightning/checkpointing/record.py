@@ -144,7 +144,7 @@ def _describe(module: Any) -> dict[str, Any]:
         "actions": {
             "tokenizer": type(tokenizer).__name__,
             "options": repr(sorted(tokenizer.init_args.items())),
-            "normalization": policy.normalization,
+            "normalization": policy.normalization.plain(),
             "chunk_size": policy.chunk_size,
         },
         "lora_scaling": sorted(scaling),

@@ -29,7 +29,7 @@ def clipping_report(policy: DVLAPolicy, actions_ND: NDArray, proprioception_MD: 
     ]
     if not parts:
         return None
-    return f"normalisation ({policy.normalization}) covers a part of the data, beyond it are {'; '.join(parts)}"
+    return f"normalisation ({policy.normalization.plain()}) covers a part of the data, beyond it are {'; '.join(parts)}"
 
 
 def clipping_metrics(episodes: Sequence[Episode], gather: Gather) -> dict[str, float]:

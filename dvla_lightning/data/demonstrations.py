@@ -122,17 +122,14 @@ class DemonstrationDataModule(EvaluationDataModule):
                 )
         return self._loaded
 
-    def setup(self, stage: str) -> None:
+    def check_policy(self, policy: DVLAPolicy) -> None:
         """Complains about data that do not fit, before anything else is done with them.
 
         Raises:
             UserError: if the data set is damaged, or of another robot or other cameras than the policy or the
                 environment of the evaluation.
         """
-        if stage != "fit":
-            return
         header, demonstrations = self._load()
-        policy: DVLAPolicy = self.trainer.lightning_module.policy
         self._check_same("action_dim", header["action_dim"], policy.action_dim, "the policy")
         try:
             policy.processor.check(demonstrations[0].observation(0))

@@ -122,6 +122,9 @@ class EvaluationDataModule(LightningDataModule):
         for steps in {*self.steps.values(), *self.eval_steps.values()}:
             policy.check_num_steps(steps)
 
+    def check_policy(self, policy: DVLAPolicy) -> None:
+        """Complains about a policy that cannot be trained on these data."""
+
     def training_remark(self) -> str | None:
         """What every table about a policy trained on this data must say, if anything."""
         return None

@@ -15,7 +15,7 @@ import dvla_lightning
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.evaluation.records import EpisodeKey
 from dvla_lightning.policy import DVLAPolicy
-from dvla_lightning.policy_directory import fingerprint
+from dvla_lightning.policy_directory import policy_fingerprint
 
 FORMAT_VERSION = 2  # 1 had no checksums, and seeds that depended on the number of episodes
 
@@ -45,7 +45,7 @@ def make_header(
     """
     header = {
         "format_version": FORMAT_VERSION,
-        "policy": fingerprint(policy),
+        "policy": policy_fingerprint(policy),
         "environment": dict(environment.identity()),
         "split": split,
         "seed": seed,

@@ -17,7 +17,7 @@ from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.evaluation.success import wilson_interval
 from dvla_lightning.policy import DVLAPolicy
-from dvla_lightning.policy_directory import fingerprint
+from dvla_lightning.policy_directory import policy_fingerprint
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import Episode
 
@@ -82,7 +82,7 @@ def measure_schedule(
         milliseconds = decision_milliseconds(policy, _observations(runs), sorted(num_steps))
         rows[task] = [{**row, "milliseconds": round(milliseconds[row["num_steps"]], 3)} for row in found]
     evidence = {
-        "policy": fingerprint(policy),
+        "policy": policy_fingerprint(policy),
         "sampler": dataclasses.asdict(policy.sampler),
         "num_action_steps": policy.num_action_steps,
         "environment": dict(collector.environment.identity()),

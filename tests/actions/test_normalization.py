@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dvla_lightning.actions.normalization import Normalizer
+from dvla_lightning.actions.normalization import NormalizationGroup, Normalizer
 from dvla_lightning.errors import UserError
 
 MODES = ("min_max", "quantile", "identity")
@@ -188,7 +188,7 @@ def test_refuses_bad_data(mode):
 def test_refuses_use_before_fit_and_unknown_modes():
     with pytest.raises(UserError, match="no statistics yet"):
         Normalizer(2, "min_max").normalize(torch.zeros(2))
-    with pytest.raises(UserError, match="choose min_max, quantile, identity"):
+    with pytest.raises(UserError, match="choose min_max, quantile, mean_std, identity"):
         Normalizer(2, "z_score")
     with pytest.raises(UserError, match="dim >= 0"):
         Normalizer(-1)
@@ -198,3 +198,75 @@ def test_nothing_to_normalise_needs_no_statistics():
     empty = Normalizer(0, "quantile").fit(np.zeros((3, 0)))
     assert empty.normalize(torch.zeros(5, 0)).shape == empty.denormalize(torch.zeros(5, 0)).shape == (5, 0)
     assert Normalizer(0).normalize(torch.zeros(2, 0)).shape == (2, 0)
+
+
+# -- groups of dimensions ----------------------------------------------------------------------------------------------
+
+GROUPS = [
+    NormalizationGroup([0, 3], "min_max"),
+    NormalizationGroup([1], "quantile"),
+    NormalizationGroup([2], "mean_std", factor=2.0),
+    NormalizationGroup([4], "identity"),
+    NormalizationGroup([5], "identity", factor=5.0),
+]
+
+
+def test_every_group_is_normalised_by_its_own_rule():
+    samples = np.random.default_rng(0).normal(size=(400, 6)) * [1, 10, 100, 1, 0.3, 3] + [0, 1, 2, 3, 0, 0]
+    normalizer = Normalizer(6, GROUPS).fit(samples)
+    q01, q99 = np.quantile(samples[:, 1], [0.01, 0.99])
+    mean, std = samples[:, 2].mean(), samples[:, 2].std()
+    low = [samples[:, 0].min(), q01, mean - 2 * std, samples[:, 3].min(), -1, -5]
+    high = [samples[:, 0].max(), q99, mean + 2 * std, samples[:, 3].max(), 1, 5]
+    x = torch.from_numpy(samples[:20])
+    by_hand = 2 * (samples[:20] - low) / (np.array(high) - low) - 1
+    by_hand[:, :4] = by_hand[:, :4].clip(-1, 1)
+    by_hand[:, 4] = samples[:20, 4]
+    torch.testing.assert_close(normalizer.normalize(x), torch.from_numpy(by_hand), rtol=1e-5, atol=1e-5)
+    back = normalizer.denormalize(normalizer.normalize(x)).numpy()
+    inside = (samples[:20] >= low) & (samples[:20] <= high)
+    inside[:, 4:] = True  # what is not scaled by statistics is not clipped either
+    np.testing.assert_allclose(back[inside], samples[:20][inside], rtol=1e-4, atol=1e-4)
+    alone = Normalizer(1, [NormalizationGroup([0], "mean_std", 2.0)]).fit(samples[:, 2:3])
+    assert torch.equal(alone.low[0], normalizer.low[2]) and torch.equal(alone.high[0], normalizer.high[2])
+
+
+def test_a_gripper_that_is_not_scaled_comes_back_to_the_bit():
+    groups = [NormalizationGroup([0], "quantile"), NormalizationGroup([1], "identity")]
+    samples = np.random.default_rng(0).uniform(-3, 3, (50, 2))
+    normalizer = Normalizer(2, groups).fit(samples)
+    gripper = torch.tensor([[0.0, -1.0], [0.0, 1.0], [0.0, 0.1], [0.0, 1.7]])
+    assert torch.equal(normalizer.normalize(gripper)[:, 1], gripper[:, 1])
+    assert torch.equal(normalizer.denormalize(gripper)[:, 1], gripper[:, 1])
+    assert normalizer.outside(gripper)[:, 1].tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ([NormalizationGroup([0], "quantile")], r"must name each of the dimensions 0 to 1 once: \[0\]"),
+        ([NormalizationGroup([0, 1, 1], "quantile")], r"once: \[0, 1, 1\]"),
+        ([NormalizationGroup([0, 2], "quantile")], r"once: \[0, 2\]"),
+    ],
+)
+def test_groups_must_cover_every_dimension_once(groups, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Normalizer(2, groups)
+
+
+def test_a_group_of_nonsense_is_refused():
+    with pytest.raises(UserError, match="unknown normalisation 'z_score': choose min_max"):
+        NormalizationGroup([0], "z_score")
+    with pytest.raises(UserError, match="factor must be a number above 0, got 0"):
+        NormalizationGroup([0], "mean_std", factor=0)
+    with pytest.raises(UserError, match="quantile has no factor, got 2"):
+        NormalizationGroup([0], "quantile", factor=2)
+
+
+def test_groups_survive_json():
+    import json
+
+    fitted = Normalizer(6, GROUPS)
+    plain = json.loads(json.dumps(fitted.init_args))
+    again = Normalizer(plain["dim"], [NormalizationGroup(**group) for group in plain["mode"]])
+    assert again.init_args == fitted.init_args

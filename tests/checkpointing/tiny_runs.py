@@ -55,7 +55,8 @@ def save_tiny_policy(path, seed=0, dim=16):
     torch.manual_seed(seed)
     size = {"num_positions": 8, "vocab_size": 8, "dim": dim, "num_layers": 1, "num_heads": 2, "channels": 8}
     policy = DVLAPolicy(
-        backbone=MiniBackbone(["top"], 32, 4, **size), action_tokenizer=UniformBins(8), action_dim=2, chunk_size=4,
+        backbone=MiniBackbone(cameras=["top"], image_size=32, proprioception_dim=4, **size),
+        action_tokenizer=UniformBins(8), action_dim=2, chunk_size=4,
         normalization="identity", value_hidden_dims=[8],
     )  # fmt: skip
     policy.is_fitted = True

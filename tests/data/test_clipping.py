@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dvla_lightning.actions.normalization import Normalizer
+from dvla_lightning.actions.normalization import Normalization, Normalizer
 from dvla_lightning.data.clipping import clipping_metrics, clipping_report
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.rollout.collector import Collector
@@ -20,7 +20,7 @@ def alone(values):
 @pytest.fixture
 def policy(tiny_policy):
     """Its statistics are those of actions in [0, 1] and [-2, 2], and of proprioception in [0, 1]."""
-    tiny_policy.normalization = "min_max"
+    tiny_policy.normalization = Normalization()
     tiny_policy.action_normalizer = Normalizer(2, "min_max").fit([[0, -2], [1, 2]])
     tiny_policy.proprioception_normalizer = Normalizer(4, "min_max").fit([[0] * 4, [1] * 4])
     return tiny_policy

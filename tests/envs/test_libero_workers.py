@@ -33,7 +33,7 @@ def make_specs(num_steps=0):
 
 def untrained_policy(recipe):
     backbone = MiniBackbone(
-        list(recipe.cameras), recipe.image_size, recipe.proprioception_dim, 56, 8, dim=16, num_layers=1, num_heads=2
+        56, 8, list(recipe.cameras), recipe.image_size, recipe.proprioception_dim, dim=16, num_layers=1, num_heads=2
     )
     policy = DVLAPolicy(
         backbone=backbone,

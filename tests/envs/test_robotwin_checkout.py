@@ -110,7 +110,7 @@ def test_collect_train_and_validate(options, tmp_path, capsys):
     main(["collect", *words("collector.", environment), *words("", {**one, **data})])
     assert len(load_demonstrations(tmp_path / "data")[1]) == 2
     dim = RoboTwin(**options).action_dim
-    network = {"backbone.image_size": 64, "backbone.proprioception_dim": dim, "backbone.num_positions": 16 * dim}
+    network = {"backbone.image_size": 64, "backbone.proprioception_dim": dim}
     sft = words("model.policy.", {**network, "action_dim": dim})
     sft += [f"--data.path={tmp_path / 'data'}", f"--trainer.default_root_dir={tmp_path / 'sft'}"]
     main(["fit", "--config", "configs/robotwin/sft.yaml", *sft, "--trainer.max_epochs=1"])

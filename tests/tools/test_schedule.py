@@ -10,7 +10,7 @@ import yaml
 from dvla_lightning import cli
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.evaluation.step_schedule import StepSchedule, sampler_mismatch
-from dvla_lightning.policy_directory import fingerprint
+from dvla_lightning.policy_directory import policy_fingerprint as fingerprint
 
 CONFIG = str(Path(__file__).parents[2] / "configs/schedule.yaml")
 

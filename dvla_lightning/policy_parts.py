@@ -1,0 +1,139 @@
+"""The parts of a policy, and whether they fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dvla_lightning.actions.normalization import GroupedNormalization, Normalization, Normalizer
+from dvla_lightning.actions.tokenizer import ActionTokenizer
+from dvla_lightning.backbones.base import Backbone, Processor
+from dvla_lightning.diffusion.sampler import Sampler
+from dvla_lightning.errors import UserError
+from dvla_lightning.policy_adapters import is_adapted, rewritten_names
+from dvla_lightning.policy_base import BaseReference
+from dvla_lightning.value_head import ValueHead
+
+
+class PolicyParts(nn.Module):
+    """Backbone, action tokenizer, normalisation, sampler and value head of a policy.
+
+    Args:
+        backbone: the network; its processor makes the prompts. LoRA adapters may be on it.
+        action_tokenizer: actions <-> tokens; its vocabulary must be the backbone's.
+        action_dim: numbers in one action.
+        chunk_size: actions predicted by one decision.
+        num_action_steps: actions executed of each chunk; None executes all.
+        normalization: how actions and proprioception are scaled; statistics come from the training data.
+        sampler: how tokens are drawn and committed.
+        value_hidden_dims: hidden widths of the value head.
+
+    Attributes:
+        is_fitted: whether the policy has statistics, and weights that are worth something.
+        remarks: what every table about this policy must say, for example that it was trained on test states.
+        base: where the frozen weights below an adapter come from; None if they are trained or new.
+        reference: trainable tensors of the backbone at the start of training, which make the policy the reference of a
+            KL; None before `DVLAPolicy.keep_reference`. They are no part of the policy: neither saved with it nor in
+            its fingerprint.
+        version: how often its weights have been updated in this training; decisions carry it.
+
+    Raises:
+        UserError: if the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        action_tokenizer: ActionTokenizer,
+        action_dim: int,
+        chunk_size: int,
+        num_action_steps: int | None = None,
+        normalization: GroupedNormalization | Normalization = "min_max",
+        sampler: Sampler | None = None,
+        value_hidden_dims: Sequence[int] = (128,),
+    ) -> None:
+        super().__init__()
+        sizes = {"action_dim": action_dim, "chunk_size": chunk_size}
+        sizes |= {f"value_hidden_dims[{index}]": size for index, size in enumerate(value_hidden_dims)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"policy: {name} must be at least 1, got {size}")
+        if chunk_size * action_dim != backbone.num_positions:
+            raise UserError(
+                f"policy: chunk_size ({chunk_size}) x action_dim ({action_dim}) = {chunk_size * action_dim} must equal "
+                f"the backbone's num_positions ({backbone.num_positions})"
+            )
+        if action_tokenizer.vocab_size != backbone.vocab_size:
+            raise UserError(
+                f"policy: the action tokenizer has {action_tokenizer.vocab_size} tokens, "
+                f"the backbone's vocab_size is {backbone.vocab_size}"
+            )
+        self.num_action_steps = chunk_size if num_action_steps is None else num_action_steps
+        if not 1 <= self.num_action_steps <= chunk_size:
+            raise UserError(f"policy: num_action_steps must be in 1..{chunk_size}, got {num_action_steps}")
+        if not isinstance(normalization, Normalization):
+            normalization = Normalization(normalization, normalization)
+        self.backbone: Any = backbone  # or peft's wrapper around it
+        self.action_tokenizer = action_tokenizer
+        self.action_dim, self.chunk_size = action_dim, chunk_size
+        self.normalization, self.value_hidden_dims = normalization, list(value_hidden_dims)
+        self.action_normalizer = Normalizer(action_dim, normalization.actions)
+        self.proprioception_normalizer = Normalizer(backbone.proprioception_dim, normalization.proprioception)
+        self.value_head = ValueHead(backbone.hidden_dim, value_hidden_dims)
+        self.sampler = sampler or Sampler()
+        self.is_fitted = False
+        self.remarks: list[str] = []
+        self.base: BaseReference | None = None
+        self.reference: dict[str, Tensor] | None = None
+        self.version = 0
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.value_head[0].weight.device
+
+    @property
+    def num_positions(self) -> int:
+        """L, number of action tokens of a chunk."""
+        return self.chunk_size * self.action_dim
+
+    @property
+    def mask_id(self) -> int:
+        return self.action_tokenizer.mask_id
+
+    @property
+    def processor(self) -> Processor:
+        """Makes the backbone's prompt rows."""
+        processor: Processor = self.backbone.processor
+        return processor
+
+    @property
+    def network(self) -> Backbone:
+        """The backbone without peft's wrapper; adapters stay in its layers."""
+        network: Backbone = self.backbone.get_base_model() if is_adapted(self.backbone) else self.backbone
+        return network
+
+    @property
+    def rewritten_parameters(self) -> set[str]:
+        """Frozen parameters that are not as in the base: `lora.init_lora_weights` moved a part into the adapter."""
+        return {f"backbone.{name}" for name in rewritten_names(self.backbone)}
+
+    def fit_statistics(self, actions_ND: Any, proprioception_ND: Any) -> None:
+        """Takes normalisation statistics (and data-dependent bins) from demonstrations.
+
+        Args:
+            actions_ND: all demonstrated actions.
+            proprioception_ND: all observed proprioception vectors.
+
+        Raises:
+            UserError: if their sizes differ from the policy's.
+        """
+        self.action_normalizer.fit(actions_ND)
+        self.proprioception_normalizer.fit(proprioception_ND)
+        if hasattr(self.action_tokenizer, "fit"):
+            actions = torch.as_tensor(actions_ND, dtype=torch.float32).to(self.device)
+            self.action_tokenizer.fit(self.action_normalizer.normalize(actions))
+        self.is_fitted = True
