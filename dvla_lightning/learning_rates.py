@@ -16,7 +16,7 @@ LENGTHS = ("T_max", "total_steps", "total_iters", "T_0", "step_size")
 
 
 class LearningRateSchedule:
-    """A scheduler, and what the others of its kind would do differently.
+    """A scheduler of torch that keeps the value head's rate in proportion.
 
     Some write absolute rates into every parameter group (OneCycleLR, CyclicLR, `eta_min` of the cosine ones): here the
     first group follows them, and the second keeps its ratio to the first.

@@ -20,7 +20,7 @@ from dvla_lightning.learning_rates import LearningRateSchedule
 from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.policy_recipe import PolicyRecipe
-from dvla_lightning.precision import settle_precision
+from dvla_lightning.precision import apply_precision
 from dvla_lightning.update_guard import UpdateGuard
 
 
@@ -72,7 +72,7 @@ class DVLAModule(LightningModule):
         self.evaluation: EvaluationRun | None = None
 
     def setup(self, stage: str) -> None:
-        settle_precision(self.trainer)
+        apply_precision(self.trainer)
 
     def configure_model(self) -> None:
         """Builds the policy, at the first call alone, and checks that it fits data and objective."""

@@ -27,7 +27,7 @@ class LastCheckpoint(Checkpoint):
         self._newest: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Complains now, not after the first epoch; not in `setup`, where others still complain about the run."""
+        """Makes the folder, so that a full disk is found now; not in `setup`, where others still refuse the run."""
         if not is_trial(trainer) and trainer.is_global_zero:
             remove_partial(make_folder(checkpoint_folder(trainer)))
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about the run that wrote it, and whether it fits the run that reads it."""
+"""The record of the run that wrote a checkpoint, and the check that it fits the run that reads it."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _check_callbacks(trainer: Any, saved: Mapping[str, Any], subject: str) -> No
 
 
 def _describe(module: Any) -> dict[str, Any]:
-    """What is trained by which objective, and what the outputs of the network mean, in plain values."""
+    """Describes in plain values what is trained by which objective, and what the network's outputs mean."""
     policy = module.policy
     scaling = {float(value) for part in policy.modules() for value in getattr(part, "scaling", {}).values()}
     tokenizer = policy.action_tokenizer

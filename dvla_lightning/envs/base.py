@@ -1,4 +1,4 @@
-"""What the package asks of a simulator: a picklable recipe (`Environment`) and what it builds (`SimulatorEnv`)."""
+"""The contract with simulators: a picklable recipe (`Environment`) and what it builds (`SimulatorEnv`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLITS = tuple(SPLIT_NAMES)
 
 
 class Observation(TypedDict):
-    """What the policy sees at one decision.
+    """The policy's view of the world at one decision.
 
     Attributes:
         images: camera name -> (H, W, 3) uint8, upright as the policy was trained on it.
@@ -66,7 +66,7 @@ class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         raise NotImplementedError(f"{type(self).__name__} does not implement advance()")
 
     def observe(self) -> Observation:
-        """Makes the observation of the present state; this is where cameras are rendered."""
+        """Makes the observation of the present state, and renders the cameras for it."""
         raise NotImplementedError(f"{type(self).__name__} does not implement observe()")
 
     def expert_action(self) -> NDArray[np.float32]:
@@ -143,22 +143,22 @@ class Environment(ABC):
 
     @abstractmethod
     def num_heldout_states(self, task: str) -> int | None:
-        """How many held-out initial states a task has; None if they are unlimited."""
+        """Number of held-out initial states of a task; None without limit."""
 
     def num_selection_states(self, task: str) -> int | None:
-        """How many initial states a task has on which policies are chosen during training; None if unlimited."""
+        """Number of initial states of a task on which policies are chosen during training; None without limit."""
         return None
 
     def num_states(self, task: str, split: str) -> int | None:
-        """How many initial states a task has to evaluate on, in split "selection" or "heldout"; None if unlimited."""
+        """Number of initial states of a task in split "selection" or "heldout"; None without limit."""
         return self.num_heldout_states(task) if split == "heldout" else self.num_selection_states(task)
 
     def num_trials(self, task: str) -> int | None:
-        """How many held-out episodes of a task the benchmark's protocol asks for; None if it does not say."""
+        """Number of held-out episodes of a task in the benchmark's protocol; None if it does not say."""
         return self.num_heldout_states(task)
 
     def identity(self) -> Mapping[str, Any]:
-        """What a result table or a data set must record about this environment (class, options, versions).
+        """Facts about this environment that a result table or a data set must record (class, options, versions).
 
         `suite` and `protocol`, where there are such keys, stand above tables. `training_remark` is a sentence that
         every table about a policy trained here carries.
@@ -166,7 +166,7 @@ class Environment(ABC):
         return {"class": type(self).__name__}
 
     def foreign_build(self) -> dict[str, Any]:
-        """What a worker in another interpreter does to build the simulator, in plain types.
+        """Says in plain types how a worker in another interpreter builds the simulator.
 
         This one makes the recipe anew there, from the attributes with the names of its constructor arguments, and calls
         `make`. It needs gymnasium in that interpreter, but no installation of this package.
@@ -183,7 +183,7 @@ class Environment(ABC):
         }
 
     def select_tasks(self, tasks: str | list[str]) -> tuple[str, ...]:
-        """The tasks that a configuration asks for.
+        """Checks the tasks that a configuration asks for and returns their names.
 
         Args:
             tasks: "all", one name, or a list of names.

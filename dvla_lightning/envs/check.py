@@ -1,4 +1,4 @@
-"""What the doctor of an environment says, and how it reaches a simulator: `dvla doctor` brings that along."""
+"""Lines of an environment's doctor, and the way it reaches a simulator, which `dvla doctor` brings along."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Simulator(Protocol):
         """Begins the first episode of a task; raises `NoAnswer`, or `UserError` for what the user can mend."""
 
     def call(self, command: str, argument: Any, seconds: float) -> Any:
-        """The answer to another command; raises the same."""
+        """Sends another command and returns its answer; raises the same."""
 
     def close(self) -> None:
         """Ends the process."""

@@ -1,4 +1,4 @@
-"""What libraries say on a terminal that is nobody's business there."""
+"""Silences lines of libraries that are of no use on a terminal."""
 
 from __future__ import annotations
 

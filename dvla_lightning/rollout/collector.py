@@ -19,7 +19,7 @@ from dvla_lightning.seeding import derived_seed
 
 @dataclass
 class CollectionTimes:
-    """Where the wall time of the last collection went, in seconds.
+    """Wall time of the last collection by part, in seconds.
 
     Attributes:
         policy: inference, prompt building included.

@@ -85,7 +85,7 @@ class ForeignSlot(ChildSlot):
         return kind, value
 
     def _death(self) -> Exception:
-        """Why the worker is gone; before its first word it is the interpreter that cannot be used."""
+        """Says why the worker is gone; before its first word it is the interpreter that cannot be used."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         if self.hello is not None:

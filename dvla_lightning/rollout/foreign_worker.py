@@ -183,7 +183,7 @@ class Runner:
         return self._transition(observation, np.stack(actions), total, terminated, truncated, success, *seconds)
 
     def describe(self, _: object) -> dict[str, Any]:
-        """What the simulator says about itself (versions, devices); builds it, but starts no episode."""
+        """The simulator's description of itself (versions, devices); builds it, but starts no episode."""
         self._build()
         return self.env.describe()
 
@@ -224,7 +224,7 @@ class Runner:
 
 
 def _count(executed: Any, sent: int) -> int:
-    """How many actions were executed; raises ValueError for what cannot be true."""
+    """Number of executed actions; raises ValueError for what cannot be true."""
     if (
         isinstance(executed, (bool, np.bool_))
         or not isinstance(executed, (int, np.integer))

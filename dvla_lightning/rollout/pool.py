@@ -18,7 +18,7 @@ from dvla_lightning.rollout.worker import CLOSE_SECONDS, LocalSlot, ProcessSlot,
 
 @dataclass
 class Command:
-    """What the actor wants done: a method of `Runner`, its argument, and a note to keep with the episode."""
+    """An order of the actor: a method of `Runner`, its argument, and a note to keep with the episode."""
 
     name: str
     argument: Any

@@ -1,4 +1,4 @@
-"""Where a simulator lives: in this process, or in a child process that can be killed and replaced.
+"""The home of a simulator: this process, or a child process that can be killed and replaced.
 
 All kinds of slot take a command and later hand out its result, so the pool drives them alike. `foreign_slot.py` has the
 third kind, a child process of another Python.
@@ -74,7 +74,7 @@ class Slot(Protocol):
         ...
 
     def receive(self) -> Transition | None:
-        """Result of the last command; None for a mere sign of life, after which the result is still to come.
+        """Returns the result of the last command; None for a sign of life, after which it is still to come.
 
         Raises:
             WorkerFailure: if the worker died, hung or raised.
@@ -216,7 +216,7 @@ class ChildSlot(ABC):
 
     @abstractmethod
     def _death(self) -> Exception:
-        """Why the worker is gone."""
+        """Says why the worker is gone."""
 
     @abstractmethod
     def stop(self) -> None: ...
@@ -267,7 +267,7 @@ class ProcessSlot(ChildSlot):
         return kind, value
 
     def _death(self) -> Exception:
-        """Why the worker is gone; one that never said a word would not in the next attempt, either."""
+        """Says why the worker is gone; one that never said a word would not in the next attempt, either."""
         self.process.join(5)
         end = f"worker {self.process.pid} died (exit code {self.process.exitcode})"
         if self.is_up:
@@ -295,7 +295,7 @@ class ProcessSlot(ChildSlot):
 
 
 def limit_patience(connection: Connection) -> None:
-    """From now on reading raises BlockingIOError where a message has begun and does not go on."""
+    """Makes reading raise BlockingIOError where a message has begun and does not go on."""
     with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MESSAGE_SECONDS, 0))
 

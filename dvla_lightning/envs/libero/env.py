@@ -32,7 +32,7 @@ NOT_RESET = "LiberoEnv: call reset() first"
 
 
 class _Scene(NamedTuple):
-    """What is built for a task; `control` is LIBERO's ControlEnv."""
+    """The simulator of one task; `control` is LIBERO's ControlEnv."""
 
     task: Task
     control: Any
@@ -40,7 +40,7 @@ class _Scene(NamedTuple):
 
 
 class LiberoEnv(SimulatorEnv):
-    """See `SimulatorEnv`. The simulator of a task is built at its first reset and kept until the task changes.
+    """LIBERO as a `SimulatorEnv`; the simulator of a task is built at its first reset and kept until the task changes.
 
     Args:
         options: what the recipe was given, complete.
@@ -132,7 +132,7 @@ class LiberoEnv(SimulatorEnv):
         return action
 
     def render(self) -> NDArray[np.uint8]:
-        """A larger picture for people, (480, 480, 3) uint8, upright and not mirrored."""
+        """Draws a larger picture for people, (480, 480, 3) uint8, upright and not mirrored."""
         self._require_reset()
         return self._picture("agentview", RENDER_SIZE)
 
@@ -235,7 +235,7 @@ class LiberoEnv(SimulatorEnv):
 
 
 def _axis_angle(w: float, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quaternion -> axis times angle in [0, 2 pi], (3,); not wrapped to pi, as in LIBERO's data sets."""
+    """Axis times angle in [0, 2 pi] of a quaternion, (3,); not wrapped to pi, as in LIBERO's data sets."""
     sine = np.sqrt(max(0.0, 1.0 - w * w))
     if np.isclose(sine, 0.0):
         return np.zeros(3)

@@ -24,7 +24,7 @@ CONTROL_FREQUENCY = 20  # Hz; LIBERO's demonstrations and evaluations
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallows what robosuite and LIBERO print and log while they are imported and constructed."""
+    """Hides what robosuite and LIBERO print and log while they are imported and constructed."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

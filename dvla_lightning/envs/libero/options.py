@@ -15,7 +15,7 @@ CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 
 @dataclass(frozen=True)
 class LiberoOptions:
-    """See `recipe.Libero`. What it leaves open is decided here; `rules` are the constants of the protocol."""
+    """Options of `recipe.Libero`, all decided; `rules` are the constants of the protocol."""
 
     suite: str
     rules: Protocol | None

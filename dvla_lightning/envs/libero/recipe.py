@@ -1,4 +1,4 @@
-"""`Libero`: what a user configures, and what is known before a simulator exists."""
+"""`Libero`: the options of the benchmark, and facts that are known before a simulator exists."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Libero(Environment):
         return LiberoEnv(LiberoOptions(**{name: getattr(self, name) for name in names}))
 
     def num_heldout_states(self, task: str) -> None:
-        """Unlimited: from trial 50 on the published states begin anew, with the furniture in other places."""
+        """None, for no limit: from trial 50 on the published states begin anew, with other furniture places."""
         self.select_tasks(task)
 
     def num_trials(self, task: str) -> int:

@@ -63,7 +63,7 @@ class InitialStates:
             self._control.set_init_state(self._published[number % len(self._published)])
 
     def _reset(self, seed: int | list[int] | None, past_resets: int = 0) -> None:
-        """LIBERO's reset with a seed for everything it draws; None goes on with numpy's present state."""
+        """Runs LIBERO's reset with a seed for everything it draws; None goes on with numpy's present state."""
         self._undo_last_reset()
         # Upstream's hard resets append the drawer and knob samplers once more, each of which draws a random number.
         # Here a reset leaves no trace, except where `past_resets` asks for that of as many upstream ones.
@@ -73,7 +73,7 @@ class InitialStates:
             self._control.reset()
 
     def _follow_trials(self, seed: int, number: int) -> None:
-        """The reset of trial `number` where the generator is seeded once, before trial 0; any order will do."""
+        """Runs the reset of trial `number` as if the generator was seeded once, before trial 0; in any order."""
         with global_random_state(seed):
             self._random_states = self._random_states or [np.random.get_state()]
             for trial in range(min(number, len(self._random_states) - 1), number + 1):
@@ -129,7 +129,7 @@ def load_published(task: Task) -> NDArray[np.float64]:
 
 
 def train_seed(task: str, number: int) -> int:
-    """A 32-bit seed; far from the small numbers that seed the held-out states. Demonstrations rest on it: it stays."""
+    """A 32-bit seed, far from the small numbers of the held-out states; never changed, as demonstrations rest on it."""
     return int(np.random.SeedSequence([zlib.crc32(task.encode()), number]).generate_state(1)[0])
 
 

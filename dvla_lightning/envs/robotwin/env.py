@@ -15,7 +15,7 @@ from dvla_lightning.envs.robotwin.simulator.simulator import Simulator
 
 
 class RoboTwinEnv(SimulatorEnv):
-    """See `SimulatorEnv`; everything is done by `simulator.Simulator`. It changes the working directory.
+    """RoboTwin as a `SimulatorEnv`, all done by `simulator.Simulator`, which changes the working directory.
 
     Args:
         options: the fields of `simulator.options.Options`.

@@ -1,4 +1,4 @@
-"""`RoboTwin`: what a user configures, and what is known before a simulator exists."""
+"""`RoboTwin`: the options of the benchmark, and facts that are known before a simulator exists."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ class RoboTwin(Environment):
         return RoboTwinEnv(self.simulator_options(), self.image_shape)
 
     def num_heldout_states(self, task: str) -> int | None:
-        """How many held-out states a task has: no limit (None), or as many as the seed file lists."""
+        """Number of held-out states of a task: no limit (None), or as many as the seed file lists."""
         self.select_tasks(task)
         return len(self.eval_seeds.get(task, [])) if self.validity == "seed_file" else None
 
     def num_selection_states(self, task: str) -> int | None:
-        """How many selection states a task has: thousands (None), or every tenth of the seed file of training."""
+        """Number of selection states of a task: thousands (None), or every tenth of the seed file of training."""
         self.select_tasks(task)
         return len(self.selection_seeds.get(task, [])) if self.validity == "seed_file" else None
 

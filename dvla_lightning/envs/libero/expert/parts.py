@@ -35,7 +35,7 @@ class Part:
 
     @property
     def position(self) -> float:
-        """The joint's, in m or rad."""
+        """Position of the joint, m or rad."""
         return float(self._scene.data.qpos[self._scene.model.jnt_qposadr[self._joint]])
 
     @property
@@ -58,14 +58,14 @@ class Part:
         return float(nearest + (farthest - nearest) / 4)
 
     def carry(self, point: Vector, by: float) -> Vector:
-        """Where a point fixed to the part gets when the joint moves, (3,)."""
+        """Place that a point fixed to the part reaches when the joint moves, (3,)."""
         axis = self._scene.data.xaxis[self._joint]
         if not self.hinged:
             return point + by * axis
         return self.anchor + about(axis, by) @ (point - self.anchor)
 
     def turn(self, rotation: Matrix, by: float) -> Matrix:
-        """The orientation that something fixed to the part gets when the joint moves, (3, 3)."""
+        """Orientation that something fixed to the part has after the joint moves, (3, 3)."""
         return about(self._scene.data.xaxis[self._joint], by) @ rotation if self.hinged else rotation
 
     def heading(self, point: Vector, by: float) -> Vector:

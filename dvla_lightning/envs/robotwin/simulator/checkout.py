@@ -89,7 +89,7 @@ class Checkout:
             )
 
     def load(self, path: str) -> dict[str, Any]:
-        """A YAML file; `path` is relative to the folder of configurations.
+        """Reads a YAML file; `path` is relative to the folder of configurations.
 
         Raises:
             UserError: if it is missing.
@@ -103,7 +103,7 @@ class Checkout:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
 
     def make_task(self, name: str) -> Any:
-        """A new object of the class envs.<name>.<name>.
+        """Makes an object of the class envs.<name>.<name>.
 
         Raises:
             UserError: if this checkout has no such task.

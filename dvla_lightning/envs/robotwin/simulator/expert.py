@@ -80,7 +80,7 @@ def close(task: Any, clear_cache: bool = False) -> None:
 
 
 def _placeholders(info: Mapping[str, Any] | None) -> dict[str, str]:
-    """JSON types only: they are kept in the seed book."""
+    """The scene's placeholders as text, which the seed book can keep."""
     return {str(key): str(value) for key, value in (info or {}).get("info", {}).items()}
 
 

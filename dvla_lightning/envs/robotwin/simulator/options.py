@@ -1,4 +1,4 @@
-"""What a run of RoboTwin is told, in plain types; `envs/robotwin/recipe.py` documents each for users."""
+"""Options of a run of RoboTwin, in plain types; `envs/robotwin/recipe.py` documents each for users."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Options:
-    """See `recipe.RoboTwin`; `max_steps` holds every task, `num_train_scenes` bounds the initial states of training."""
+    """Options of `recipe.RoboTwin`; `max_steps` has every task, `num_train_scenes` limits the states of training."""
 
     root: str
     assets_root: str | None = None

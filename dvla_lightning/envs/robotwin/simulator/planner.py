@@ -25,7 +25,7 @@ GRIPPER_STEPS = 200
 
 
 def install_mplib(checkout: Checkout) -> None:
-    """Gives `envs.robot.planner` a `CuroboPlanner`; call it before any task is imported."""
+    """Puts a `CuroboPlanner` into `envs.robot.planner`; call it before any task is imported."""
     importlib.import_module("mplib")  # what is missing is better said now than in the middle of a set-up
     name = "envs.robot.planner"
     planner: Any = sys.modules.get(name)

@@ -1,4 +1,4 @@
-"""Which scene an initial state means: the seeds that RoboTwin's expert has shown to be solvable.
+"""The scene of an initial state: the seeds that RoboTwin's expert has shown to be solvable.
 
 The published protocol (script/eval_policy.py): seeds from 100000 * (1 + seed) upwards, and a seed counts only if the
 expert solves it. So held-out state n is the n-th such seed. Training has the seeds below 90000, which are dealt to its
@@ -24,7 +24,7 @@ POLL_SECONDS = 0.5
 
 
 class Scenes:
-    """Initial states -> seeds of one task and split.
+    """Finds the seed of an initial state.
 
     Args:
         options: of the run.
@@ -44,7 +44,7 @@ class Scenes:
         self._book = book
 
     def find(self, task: str, split: str, number: int) -> tuple[int, dict[str, str] | None]:
-        """Seed of an initial state, and the placeholders of its instruction (None if nobody has looked).
+        """Seed of an initial state, and the placeholders of its instruction (None if unknown).
 
         Raises:
             UserError: if there is no such state, or the expert fails on every seed.
@@ -62,7 +62,7 @@ class Scenes:
 
     @property
     def book(self) -> SeedBook:
-        """What was checked; asked for only where `validity` is expert."""
+        """The verdicts so far; asked for only where `validity` is expert."""
         assert self._book is not None
         return self._book
 
@@ -132,7 +132,7 @@ class Scenes:
 
 
 def _own(split: str, seed: int) -> int:
-    """The seed, if it does not lie beyond those of its split."""
+    """Returns the seed; raises UserError if it lies beyond those of its split."""
     if split == "selection" and seed >= END_OF_SELECTION:
         raise UserError("RoboTwin has too few selection scenes for so many episodes: lower num_eval_episodes")
     return seed

@@ -20,7 +20,7 @@ WRITING = 2**40  # byte of the lock file that guards the JSON; the bytes below g
 
 
 class Verdict(NamedTuple):
-    """What the expert made of a seed.
+    """The result of the expert on a seed.
 
     Attributes:
         valid: it solved the task.

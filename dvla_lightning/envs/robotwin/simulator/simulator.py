@@ -46,7 +46,7 @@ class Simulator:
 
     @property
     def on_progress(self) -> Callable[[], object]:
-        """Called while a reset makes progress; see `foreign_worker.Runner`."""
+        """The function to call while a reset makes progress; see `foreign_worker.Runner`."""
         return self.stage.on_progress
 
     @on_progress.setter
@@ -126,7 +126,7 @@ class Simulator:
         }
 
     def close(self) -> None:
-        """Frees the scene."""
+        """Closes the scene."""
         self._scene = None
         self.stage.close()
 
@@ -137,7 +137,7 @@ class Simulator:
         return self.stage.task, self._scene
 
     def _run_one_by_one(self, actions: NDArray[np.float32]) -> tuple[int, Outcome]:
-        """The published dynamics: every action is brought to a stop."""
+        """Brings every action to a stop: the published dynamics."""
         total, executed = 0.0, 0
         outcome: Outcome = (0.0, False, False, {"is_success": False})
         for action in actions:
@@ -148,7 +148,7 @@ class Simulator:
         return executed, (total, *outcome[1:])
 
     def _run_as_one(self, actions: NDArray[np.float32]) -> tuple[int, Outcome]:
-        """One trajectory through all actions, as RLinf trains."""
+        """Runs one trajectory through all actions, as RLinf trains."""
         task, _ = self._require_reset()
         chunk = self._clip(np.asarray(actions, np.float64))[: task.step_lim - task.take_action_cnt]
         with gradients():
