@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -31,7 +32,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
 from dvla_lightning.launch.cluster import check_world, cluster_environment, is_first_process, usr1_ends_as_term
 from dvla_lightning.launch.job_time import JobTime
-from dvla_lightning.launch.quiet import faults_said_once, without_advertisements
+from dvla_lightning.launch.quiet import faults_said_once, own_log_shown, without_advertisements
 from dvla_lightning.launch.ranks import ending_together, use_launcher
 from dvla_lightning.launch.run_directory import CKPT_PATH_HELP, RunDirectory
 from dvla_lightning.launch.saved_config import SavedConfig
@@ -215,7 +216,8 @@ def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
     try:
-        with usr1_ends_as_term(), faults_said_once(), without_advertisements():
+        shown = own_log_shown() if is_first_process() else contextlib.nullcontext()
+        with usr1_ends_as_term(), faults_said_once(), without_advertisements(), shown:
             DVLACommand(
                 RecipeModule,
                 EvaluationDataModule,

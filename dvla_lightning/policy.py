@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dvla_lightning import policy_directory
-from dvla_lightning.backbones.base import Prompt, PromptRow
+from dvla_lightning.backbones.base import Prompt
 from dvla_lightning.decisions import Decisions
 from dvla_lightning.diffusion.entropy import entropy
 from dvla_lightning.diffusion.sampler import Sampler, SamplerOverrides
@@ -19,11 +19,13 @@ from dvla_lightning.diffusion.views import MaskedViews
 from dvla_lightning.envs.base import Environment, Observation
 from dvla_lightning.errors import UserError
 from dvla_lightning.paths import local_path
-from dvla_lightning.policy_parts import PolicyParts
+from dvla_lightning.policy_check import check_policy
+from dvla_lightning.policy_parts import PolicyParts, check_outputs
 
 if TYPE_CHECKING:  # importing peft takes seconds
     from peft import LoraConfig
 
+logger = logging.getLogger(__name__)
 MAX_SEED = 2**63 - 1
 NOT_FINITE = "the policy's {} are not finite: its weights or statistics are of no use any more"
 
@@ -64,6 +66,7 @@ class DVLAPolicy(PolicyParts):
         base: str | None = None,
         trusted_modules: Sequence[str] = (),
         device: torch.device | str | None = None,
+        check: bool = True,
     ) -> Self:
         """Reads a policy directory.
 
@@ -78,14 +81,16 @@ class DVLAPolicy(PolicyParts):
             trusted_modules: modules of yours that may be imported because the directory names a backbone or tokenizer
                 class in them. Loading imports nothing else; classes that your program has imported are known, too.
             device: where the weights go; None is torch's default device.
+            check: make sure of what a wrong declaration, a damaged file or another version of the network would break,
+                see `check_policy`; a few passes of the network.
 
         Returns:
             The policy, in eval mode.
 
         Raises:
-            UserError: if the directory is missing, corrupt, or does not fit what is asked for.
+            UserError: if the directory is missing, corrupt, or does not fit what is asked for, or the check fails.
         """
-        return policy_directory.load(
+        policy = policy_directory.load(
             cls,
             str(pretrained),
             sampler=sampler,
@@ -95,6 +100,9 @@ class DVLAPolicy(PolicyParts):
             trusted_modules=trusted_modules,
             device=device,
         )
+        if check:
+            logger.info("%s: %s", pretrained, check_policy(policy))
+        return policy
 
     def save_pretrained(self, path: str | Path, card: str = "", copy_base: bool | None = None) -> None:
         """Writes config.json, model.safetensors, adapter/ (with LoRA) and README.md; replaces the directory at once.
@@ -114,39 +122,6 @@ class DVLAPolicy(PolicyParts):
         policy_directory.save(self, local_path(path, "policy directory"), card, copy_base)
 
     # -- acting ------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def make_rows(self, observations: Sequence[Observation]) -> list[PromptRow]:
-        """Observations -> prompt rows, proprioception normalised and frozen encoders run.
-
-        Raises:
-            UserError: if an observation does not fit the policy or holds a number that is not finite.
-        """
-        return self._rows(observations, self._proprioception(observations))
-
-    def _rows(self, observations: Sequence[Observation], proprioception_BD: Tensor) -> list[PromptRow]:
-        normal_BD = self.proprioception_normalizer.normalize(proprioception_BD).cpu()
-        rows = [self.processor.row(*pair) for pair in zip(observations, normal_BD, strict=True)]
-        prepared: list[PromptRow] = self.backbone.prepare(rows)
-        return prepared
-
-    def collate(self, rows: Sequence[PromptRow]) -> Prompt:
-        """Prompt rows -> prompt on the policy's device."""
-        return {name: value.to(self.device) for name, value in self.processor.collate(rows).items()}
-
-    def make_prompt(self, observations: Sequence[Observation]) -> Prompt:
-        """`make_rows` and `collate` in one."""
-        return self.collate(self.make_rows(observations))
-
-    def _proprioception(self, observations: Sequence[Observation]) -> Tensor:
-        """(B, proprioception_dim) of checked observations, on the policy's device, in their units."""
-        for observation in observations:
-            self.processor.check(observation)
-        if not self.processor.proprioception_dim:
-            return torch.zeros(len(observations), 0, device=self.device)
-        values_BD = torch.from_numpy(np.stack([seen["proprioception"] for seen in observations])).float()
-        _check_finite({"proprioception": values_BD}, "the observation holds numbers that are not finite: {}")
-        return values_BD.to(self.device)
 
     def check_num_steps(self, num_steps: int) -> None:
         """Raises `UserError` unless 1 <= K <= L."""
@@ -199,7 +174,7 @@ class DVLAPolicy(PolicyParts):
         values_B = self._value(first_hidden[0])
         # Tokens are drawn even from NaN, so actions alone would not tell.
         outputs = {"log-probabilities": path.log_prob_BL, "values": values_B, "actions": actions}
-        _check_finite(outputs, NOT_FINITE)
+        check_outputs(outputs, NOT_FINITE)
         return Decisions(actions, rows, path, values_B, self._outside(proprioception_BD), self.version)
 
     def _outside(self, proprioception_BD: Tensor) -> Tensor:
@@ -213,7 +188,7 @@ class DVLAPolicy(PolicyParts):
         all_masked_BSL = torch.full((len(observations), 1, self.num_positions), self.mask_id, device=self.device)
         _, hidden_BSLD = self.backbone.denoise(self.backbone.encode(self.make_prompt(observations)), all_masked_BSL)
         values_B = self._value(hidden_BSLD[:, 0, 0])
-        _check_finite({"values": values_B}, NOT_FINITE)
+        check_outputs({"values": values_B}, NOT_FINITE)
         return values_B
 
     def act(
@@ -304,12 +279,6 @@ class DVLAPolicy(PolicyParts):
             for name, parameter in self.backbone.named_parameters()
             if parameter.requires_grad
         }
-
-
-def _check_finite(tensors: Mapping[str, Tensor], sentence: str) -> None:
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(sentence.format(name))
 
 
 def _scheduled(schedule: Mapping[str, int], task: str | None) -> int:

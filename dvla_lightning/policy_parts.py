@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dvla_lightning.actions.normalization import GroupedNormalization, Normalization, Normalizer
 from dvla_lightning.actions.tokenizer import ActionTokenizer
-from dvla_lightning.backbones.base import Backbone, Processor
+from dvla_lightning.backbones.base import Backbone, Processor, Prompt, PromptRow
 from dvla_lightning.diffusion.sampler import Sampler
+from dvla_lightning.envs.base import Observation
 from dvla_lightning.errors import UserError
 from dvla_lightning.policy_adapters import is_adapted, rewritten_names
 from dvla_lightning.policy_base import BaseReference
@@ -136,3 +138,45 @@ class PolicyParts(nn.Module):
         actions = torch.as_tensor(actions_ND, dtype=torch.float32).to(self.device)
         self.action_tokenizer.fit(self.action_normalizer.normalize(actions))
         self.is_fitted = True
+
+    # -- prompts -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def make_rows(self, observations: Sequence[Observation]) -> list[PromptRow]:
+        """Observations -> prompt rows, proprioception normalised and frozen encoders run.
+
+        Raises:
+            UserError: if an observation does not fit the policy or holds a number that is not finite.
+        """
+        return self._rows(observations, self._proprioception(observations))
+
+    def _rows(self, observations: Sequence[Observation], proprioception_BD: Tensor) -> list[PromptRow]:
+        normal_BD = self.proprioception_normalizer.normalize(proprioception_BD).cpu()
+        rows = [self.processor.row(*pair) for pair in zip(observations, normal_BD, strict=True)]
+        prepared: list[PromptRow] = self.backbone.prepare(rows)
+        return prepared
+
+    def collate(self, rows: Sequence[PromptRow]) -> Prompt:
+        """Prompt rows -> prompt on the policy's device."""
+        return {name: value.to(self.device) for name, value in self.processor.collate(rows).items()}
+
+    def make_prompt(self, observations: Sequence[Observation]) -> Prompt:
+        """`make_rows` and `collate` in one."""
+        return self.collate(self.make_rows(observations))
+
+    def _proprioception(self, observations: Sequence[Observation]) -> Tensor:
+        """(B, proprioception_dim) of checked observations, on the policy's device, in their units."""
+        for observation in observations:
+            self.processor.check(observation)
+        if not self.processor.proprioception_dim:
+            return torch.zeros(len(observations), 0, device=self.device)
+        values_BD = torch.from_numpy(np.stack([seen["proprioception"] for seen in observations])).float()
+        check_outputs({"proprioception": values_BD}, "the observation holds numbers that are not finite: {}")
+        return values_BD.to(self.device)
+
+
+def check_outputs(tensors: Mapping[str, Tensor], sentence: str) -> None:
+    """Raises `UserError` with the name of the first tensor that is not finite in the place of {}."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(sentence.format(name))

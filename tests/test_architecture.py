@@ -48,7 +48,7 @@ MAY_IMPORT = {
 # Files that belong to a part without lying in its folder.
 SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
-    **dict.fromkeys(("policy_parts", "policy_base", "policy_recipe", "value_head"), "policy"),
+    **dict.fromkeys(("policy_parts", "policy_base", "policy_recipe", "policy_check", "value_head"), "policy"),
     **dict.fromkeys(("policy_adapters", "lora_options", "lora_config", "decisions"), "policy"),
     **dict.fromkeys(("lightning_cli", "cli_help", "verbs"), "cli"),
     **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),

@@ -40,6 +40,13 @@ class Processor(ABC):
             proprioception_D: float32, normalised.
         """
 
+    @abstractmethod
+    def example(self, number: int) -> Observation:
+        """Makes up an observation that `check` accepts; another number gives other pictures and other text.
+
+        The self-check of a loaded policy uses them. Where prompts differ in length, those of 0 and 1 must.
+        """
+
     def collate(self, rows: Sequence[PromptRow]) -> Prompt:
         """Joins rows to a prompt on the CPU; a processor whose rows differ in length pads them and makes the mask."""
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -64,6 +71,7 @@ class Backbone(nn.Module, ABC):
         num_positions: L, number of action-token positions.
         hidden_dim: width D of the hidden states handed to the value head.
         processor: makes its prompt rows.
+        is_causal: whether an action token sees only those before it; for a network that was trained like that.
         lora_targets: regular expression of the modules that get a LoRA adapter where the user names none; None: every
             linear layer.
         sharded_layers: layers that a strategy may shard one by one: all they compute is in their `forward`. Empty: the
@@ -75,6 +83,7 @@ class Backbone(nn.Module, ABC):
     num_positions: int
     hidden_dim: int
     processor: Processor
+    is_causal: bool = False
     lora_targets: str | None = None
 
     @property

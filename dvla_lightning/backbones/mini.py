@@ -90,6 +90,15 @@ class MiniProcessor(Processor):
                 f"{found[0] if len(found) == 1 else f'shape {found}'}"
             )
 
+    def example(self, number: int) -> Observation:
+        draws = np.random.default_rng(number)
+        size = (self.image_size, self.image_size, 3)
+        return {
+            "images": {camera: draws.integers(0, 256, size, dtype=np.uint8) for camera in self.cameras},
+            "proprioception": draws.normal(size=self.proprioception_dim).astype(np.float32),
+            "instruction": " ".join(["put the block on the plate", "and close the drawer"][: 1 + number]),
+        }
+
     def row(self, observation: Observation, proprioception_D: Tensor) -> PromptRow:
         pixels = np.stack([observation["images"][camera] for camera in self.cameras])
         text_ids = hashed_text_ids(observation["instruction"], self.text_buckets, self.text_length)

@@ -1,4 +1,4 @@
-"""Silences lines of libraries that are of no use on a terminal."""
+"""The output on the terminal: our own log, without the advertisements of libraries."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def without_advertisements() -> Iterator[None]:
     finally:
         for name in REMARKS:
             logging.getLogger(name).removeFilter(is_of_interest)
+
+
+@contextmanager
+def own_log_shown() -> Iterator[None]:
+    """Prints what this package logs, as Lightning does with its own log: one line each, on stderr."""
+    logger, handler = logging.getLogger("dvla_lightning"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager
