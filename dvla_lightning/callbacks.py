@@ -19,6 +19,7 @@ from dvla_lightning.evaluation.ranks import gather_objects
 from dvla_lightning.evaluation.records import settle
 from dvla_lightning.evaluation.success import SuccessCount, steps_text, success_table, wilson_interval
 from dvla_lightning.evaluation.summary import conclude
+from dvla_lightning.trainer import data_of, is_trial
 
 
 class RolloutMetrics(Callback):
@@ -37,7 +38,7 @@ class RolloutMetrics(Callback):
         self._last_batch_done_at = time.perf_counter()  # a validation may follow before the epoch ends
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        metrics = dict(getattr(trainer.datamodule, "rollout_metrics", {}))
+        metrics = dict(getattr(data_of(trainer), "rollout_metrics", {}))
         if metrics:
             metrics["time/update_seconds"] = self._last_batch_done_at - self._first_batch_at
         for name, value in metrics.items():
@@ -63,8 +64,8 @@ class CommitOrderPicture(Callback):
         self._draw(trainer, module)
 
     def _draw(self, trainer: Trainer, module: Any) -> None:
-        commit_order = getattr(trainer.datamodule, "commit_order", None)
-        if not commit_order or commit_order is self._drawn or not trainer.is_global_zero or trainer.fast_dev_run:
+        commit_order = getattr(data_of(trainer), "commit_order", None)
+        if not commit_order or commit_order is self._drawn or not trainer.is_global_zero or is_trial(trainer):
             return
         self._drawn = commit_order
         title = f"Commit order, epoch {trainer.fit_loop.epoch_progress.current.ready - 1}"
@@ -85,7 +86,7 @@ class EvaluationReport(Callback):
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         if trainer.sanity_checking:
             return
-        split, prefix = trainer.datamodule.split, module.evaluation_prefix
+        split, prefix = data_of(trainer).split, module.evaluation_prefix
         counts = module.task_success.by_task()
         total = sum(counts.values(), SuccessCount(0, 0))
         # Every rank takes part in the gathering, and in counting above.
@@ -103,17 +104,18 @@ class EvaluationReport(Callback):
             print(f"\nepoch {trainer.current_epoch}: {SPLIT_NAMES[split]} success {total}", flush=True)
             return
         if module.evaluation.header is None:  # a development run keeps no record
-            steps = trainer.datamodule.eval_steps
+            steps = data_of(trainer).eval_steps
             print(success_table(counts, f"{SPLIT_NAMES[split]} episodes, {steps_text(steps)}", steps), flush=True)
         else:
             print(conclude(directory, module.evaluation.header, records), flush=True)
 
-    on_test_end = on_validation_end
+    def on_test_end(self, trainer: Trainer, module: Any) -> None:
+        self.on_validation_end(trainer, module)
 
     def _log_pictures(
         self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str, split_name: str
     ) -> None:
-        for outcome in () if trainer.fast_dev_run else (True, False):
+        for outcome in () if is_trial(trainer) else (True, False):
             wanted = [episode for episode in episodes if episode.success == outcome]
             if not wanted:
                 continue
@@ -140,7 +142,7 @@ class SavePolicy(Callback):
         self.best = -1.0
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or is_trial(trainer):
             return
         score = float(trainer.callback_metrics.get("val/success_rate", -1.0))
         if score > self.best:
@@ -148,11 +150,11 @@ class SavePolicy(Callback):
             self._save(trainer, module, "policy-best")
 
     def on_fit_end(self, trainer: Trainer, module: Any) -> None:
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             return
         self._save(trainer, module, "policy")
         schedule = Path(trainer.default_root_dir) / LAST_SCHEDULE
-        if trainer.is_global_zero and getattr(trainer.datamodule, "reschedule", None) and schedule.exists():
+        if trainer.is_global_zero and getattr(data_of(trainer), "reschedule", None) and schedule.exists():
             print(
                 f"this run ended with the step schedule {schedule}: evaluate with --data.schedule {schedule}",
                 flush=True,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs, is_trial
+from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
 from dvla_lightning.checkpointing.storage import LAST, checkpoint_folder
 from dvla_lightning.files import make_folder, remove_partial
+from dvla_lightning.trainer import data_of, is_trial
 
 
 class LastCheckpoint(Checkpoint):
@@ -53,10 +53,10 @@ class LastCheckpoint(Checkpoint):
         if self._epochs is not None and (self._newest or not isinstance(exception, Exception)):
             self._say_where(trainer, "")
 
-    def _say_where(self, trainer: Any, remark: str) -> None:
+    def _say_where(self, trainer: Trainer, remark: str) -> None:
         if not trainer.is_global_zero or is_trial(trainer):
             return
-        unit, number = getattr(trainer.datamodule, "epoch_name", "epoch"), self._epochs or 0
+        unit, number = getattr(data_of(trainer), "epoch_name", "epoch"), self._epochs or 0
         if self._newest is None:
             rest = f"there is no checkpoint to resume from, a new run begins {unit} {number} again"
         else:

@@ -10,11 +10,6 @@ EPOCHS, BATCHES, LOOP_STATE = "epoch_progress", "epoch_loop.batch_progress", "ep
 """Of the state of Trainer.fit_loop."""
 
 
-def is_trial(trainer: Any) -> bool:
-    """Whether `fast_dev_run` asks for a few minibatches that leave nothing behind; Trainer's types do not have it."""
-    return bool(trainer.fast_dev_run)
-
-
 def at_epoch_end(trainer: Trainer) -> bool:
     """Whether no epoch is cut short here, as max_steps, max_time and signals do: the last minibatch has been seen."""
     ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,7 +14,9 @@ from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.episode import Episode
 
 
-def clipping_report(policy: DVLAPolicy, actions_ND: NDArray, proprioception_MD: NDArray) -> str | None:
+def clipping_report(
+    policy: DVLAPolicy, actions_ND: NDArray[np.float32], proprioception_MD: NDArray[np.float32]
+) -> str | None:
     """One sentence about demonstrations that the policy's statistics do not cover; None if they do.
 
     "quantile" leaves about 2 % of each dimension outside. A policy that was trained on other data may miss more.
@@ -45,7 +48,7 @@ def clipping_metrics(episodes: Sequence[Episode], gather: Gather) -> dict[str, f
     return {"rollout/proprioception_outside": total / max(1.0, count)}
 
 
-def _like(policy: DVLAPolicy, values: NDArray) -> Tensor:
+def _like(policy: DVLAPolicy, values: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(values).to(policy.device)
 
 

@@ -14,7 +14,7 @@ from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.seeding import derived_seed
 
 
-class IterationStream(IterableDataset):
+class IterationStream(IterableDataset[RolloutBatch]):
     """Each pass over it is one RL iteration.
 
     It has no length: with one, Lightning would skip validation whenever an iteration stops early.

@@ -24,7 +24,7 @@ def picture_strip(episode: Episode, num_frames: int = 6) -> NDArray[np.uint8]:
     Returns:
         (H, W * frames + gaps, 3) uint8.
     """
-    pictures = [transition.picture for transition in episode.transitions]
+    pictures = episode.pictures
     chosen = np.unique(np.linspace(0, len(pictures) - 1, num_frames).round().astype(int))
     gap = np.full((pictures[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for n in chosen for part in (gap, pictures[n])]
@@ -47,6 +47,6 @@ def load_strip(path: Path) -> tuple[NDArray[np.uint8], str]:
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return np.asarray(image.convert("RGB")), image.text.get("Description", "")
+            return np.asarray(image.convert("RGB")), str(image.info.get("Description", ""))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"the picture {path} is damaged ({error}): delete it") from error

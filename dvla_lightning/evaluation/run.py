@@ -39,7 +39,7 @@ class EvaluationRun:
         self._manifest: Manifest | None = None
 
     def keep_manifest(self, directory: Path, header: Header, rank: int) -> None:
-        """From now on every episode is recorded, and those recorded before are not run again; all ranks call it.
+        """Records every episode from now on, and runs none that is recorded already; all ranks call it.
 
         Raises:
             UserError: if the directory cannot be used, on every rank.
@@ -55,13 +55,14 @@ class EvaluationRun:
         self.records = settle(record for part in found for record in part.values())
         self.header = header
         gather_or_raise(self._begin())
-        if self.records and rank == 0:
+        if self.records and rank == 0 and self._manifest is not None:
             done = sum(record.error is None for record in self.records.values())
             print(f"{done} episodes are in {self._manifest.path} already and are not run again", flush=True)
 
     def _begin(self) -> UserError | None:
         try:
-            self._manifest.begin()
+            if self._manifest is not None:
+                self._manifest.begin()
         except UserError as error:
             return error
         return None
@@ -92,7 +93,7 @@ class EvaluationRun:
         return [self.records[EpisodeKey(spec.task, spec.initial_state)] for spec in specs]
 
     def close(self) -> None:
-        """Gives the manifest free."""
+        """Releases the manifest."""
         if self._manifest is not None:
             self._manifest.close()
 

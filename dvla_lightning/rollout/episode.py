@@ -107,6 +107,11 @@ class Episode:
         return observation
 
     @property
+    def pictures(self) -> list[NDArray[np.uint8]]:
+        """Its pictures from start to end, where the spec asks for them."""
+        return [transition.picture for transition in self.transitions if transition.picture is not None]
+
+    @property
     def num_decisions(self) -> int:
         """Number of policy calls, or expert calls."""
         return max(0, len(self.transitions) - 1)
