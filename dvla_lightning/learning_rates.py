@@ -7,12 +7,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
-from dvla_lightning.errors import UserError
+from dvla_lightning.errors import UserError, check_number
 
 LENGTHS = ("T_max", "total_steps", "total_iters", "T_0", "step_size")
 """What torch's schedulers call the number of epochs they are laid out for."""
+TO_THE_END = -1
+"""T_max of a `CosineAnnealing` that follows the length of the run, until that is known."""
+
+
+class CosineAnnealing(CosineAnnealingLR):
+    """torch's CosineAnnealingLR over the whole run.
+
+    Args:
+        optimizer: whose rates it sets.
+        num_epochs: epochs until the lowest rate (T_max); null: as many as trainer.max_epochs.
+        eta_min: the lowest rate.
+    """
+
+    def __init__(self, optimizer: Optimizer, num_epochs: int | None = None, eta_min: float = 0.0) -> None:
+        if num_epochs is not None:
+            check_number("model.lr_scheduler", "num_epochs", num_epochs, low=1)
+        super().__init__(optimizer, T_max=num_epochs or TO_THE_END, eta_min=eta_min)
 
 
 class LearningRateSchedule:
@@ -25,12 +42,19 @@ class LearningRateSchedule:
         optimizer: with one group, or two of which the second is the value head.
         make_scheduler: makes the scheduler.
         has_value_lr: whether the second group has a rate of its own.
+        max_epochs: of the run; None or -1: no limit.
 
     Raises:
-        UserError: for arguments that the scheduler refuses, and a ReduceLROnPlateau that cannot work.
+        UserError: for arguments that the scheduler refuses, and a scheduler that cannot work.
     """
 
-    def __init__(self, optimizer: Optimizer, make_scheduler: Callable[[Optimizer], Any], has_value_lr: bool) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        make_scheduler: Callable[[Optimizer], Any],
+        has_value_lr: bool,
+        max_epochs: int | None = None,
+    ) -> None:
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._groups = optimizer.param_groups
         self._ratio = rates[1] / rates[0] if has_value_lr and len(rates) == 2 and rates[0] else None
@@ -38,17 +62,21 @@ class LearningRateSchedule:
             self.scheduler: LRScheduler | ReduceLROnPlateau = make_scheduler(optimizer)
         except (TypeError, ValueError) as error:
             raise UserError(f"model.lr_scheduler: {error}") from error
+        if isinstance(self.scheduler, CosineAnnealing) and self.scheduler.T_max == TO_THE_END:
+            if max_epochs is None or max_epochs < 0:
+                raise UserError("model.lr_scheduler: the run has no trainer.max_epochs to follow: set num_epochs")
+            self.scheduler.T_max = max_epochs
+        self._max_epochs = max_epochs
         self.monitor: str | None = None
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.monitor = _monitor(self.scheduler)
         self._keep_ratio()
 
-    def check_length(self, saved: Mapping[str, Any] | None, max_epochs: int | None) -> list[str]:
+    def check_length(self, saved: Mapping[str, Any] | None) -> list[str]:
         """Compares the schedule with the length of the run.
 
         Args:
             saved: state of the scheduler in the checkpoint from which the run goes on; None: it starts.
-            max_epochs: of the run; None or -1: no limit.
 
         Returns:
             Remarks for the user.
@@ -57,7 +85,7 @@ class LearningRateSchedule:
             UserError: if the run goes on after the end of a schedule that has nothing beyond, or the checkpoint is of
                 another scheduler.
         """
-        own = self.scheduler.state_dict()
+        own, max_epochs = self.scheduler.state_dict(), self._max_epochs
         if saved is not None and _public(own) != _public(saved):
             raise UserError(
                 "the checkpoint was written with another model.lr_scheduler: resume with the one in the run's config"

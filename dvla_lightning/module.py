@@ -204,8 +204,9 @@ class DVLAModule(LightningModule):
             check_number("model.optimizer", "lr", float(group["lr"]), low=0)
         if self.lr_scheduler_factory is None:
             return optimizer
-        self.schedule = LearningRateSchedule(optimizer, self.lr_scheduler_factory, self.value_lr is not None)
-        for remark in self.schedule.check_length(self._saved_schedule, self.trainer.max_epochs):
+        has_value_lr, max_epochs = self.value_lr is not None, self.trainer.max_epochs
+        self.schedule = LearningRateSchedule(optimizer, self.lr_scheduler_factory, has_value_lr, max_epochs)
+        for remark in self.schedule.check_length(self._saved_schedule):
             rank_zero_warn(remark)
         monitor, frequency = self.schedule.monitor, 1
         if monitor is None:

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.optim import lr_scheduler
 
 from dvla_lightning.errors import UserError
-from dvla_lightning.learning_rates import LearningRateSchedule
+from dvla_lightning.learning_rates import CosineAnnealing, LearningRateSchedule
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.objectives import TrajectoryPPO
 from tests.short_fits import fit, rollout_minibatches
@@ -101,21 +101,22 @@ LENGTHS = {
 @pytest.mark.parametrize("case", LENGTHS)
 def test_a_schedule_shorter_than_the_run_gets_a_remark(case):
     name, max_epochs, expected = LENGTHS[case]
-    remarks = LearningRateSchedule(optimizer(), SCHEDULERS[name], True).check_length(None, max_epochs)
+    remarks = LearningRateSchedule(optimizer(), SCHEDULERS[name], True, max_epochs).check_length(None)
     assert len(remarks) == len(expected) and all(text in remark for text, remark in zip(expected, remarks, strict=True))
 
 
 def test_polynomial_decay_that_ends_before_the_run_gets_a_remark():
-    schedule = LearningRateSchedule(optimizer(), lambda o: lr_scheduler.PolynomialLR(o, total_iters=5), True)
-    assert schedule.check_length(None, 5) == []
-    assert "is 0 after total_iters = 5 epochs" in schedule.check_length(None, 6)[0]
+    make = lambda o: lr_scheduler.PolynomialLR(o, total_iters=5)  # noqa: E731
+    assert LearningRateSchedule(optimizer(), make, True, 5).check_length(None) == []
+    assert "is 0 after total_iters = 5 epochs" in LearningRateSchedule(optimizer(), make, True, 6).check_length(None)[0]
 
 
 def test_one_cycle_has_no_step_beyond_its_last():
-    schedule = LearningRateSchedule(optimizer(), SCHEDULERS["OneCycleLR"], True)
+    schedule = LearningRateSchedule(optimizer(), SCHEDULERS["OneCycleLR"], True, 10)
     with pytest.raises(UserError, match=r"given ends after 9 epochs \(total_steps\), but trainer\.max_epochs is 10"):
-        schedule.check_length(None, 10)
-    assert schedule.check_length(None, -1) == []  # the number of epochs is not known, as with max_steps
+        schedule.check_length(None)
+    schedule = LearningRateSchedule(optimizer(), SCHEDULERS["OneCycleLR"], True, -1)
+    assert schedule.check_length(None) == []  # the number of epochs is not known, as with max_steps
     with pytest.raises(UserError, match=r"model\.lr_scheduler: Tried to step"):
         for _ in range(10):
             schedule.step()
@@ -124,13 +125,31 @@ def test_one_cycle_has_no_step_beyond_its_last():
 def test_the_checkpoint_decides_about_lengths_and_must_be_of_the_same_scheduler():
     saved = LearningRateSchedule(optimizer(), SCHEDULERS["OneCycleLR"], True).scheduler.state_dict()
     longer = lambda o: lr_scheduler.OneCycleLR(o, max_lr=1e-2, total_steps=20)  # noqa: E731
-    schedule = LearningRateSchedule(optimizer(), longer, True)
     with pytest.raises(UserError, match="in the checkpoint ends after 9 epochs"):
-        schedule.check_length(saved, 20)
-    assert schedule.check_length(saved, 9) == ["lr_scheduler: total_steps stays 9, as in the checkpoint, and is not 20"]
-    cosine = LearningRateSchedule(optimizer(), SCHEDULERS["CosineAnnealingLR"], True)
+        LearningRateSchedule(optimizer(), longer, True, 20).check_length(saved)
+    remarks = LearningRateSchedule(optimizer(), longer, True, 9).check_length(saved)
+    assert remarks == ["lr_scheduler: total_steps stays 9, as in the checkpoint, and is not 20"]
+    cosine = LearningRateSchedule(optimizer(), SCHEDULERS["CosineAnnealingLR"], True, 9)
     with pytest.raises(UserError, match=r"another model\.lr_scheduler"):
-        cosine.check_length(saved, 9)
+        cosine.check_length(saved)
+
+
+@pytest.mark.parametrize("num_epochs", [None, 8, 12])
+def test_cosine_annealing_ends_with_the_run_unless_it_is_told_where(num_epochs):
+    ours, torchs = optimizer(), optimizer()
+    schedule = LearningRateSchedule(ours, lambda o: CosineAnnealing(o, num_epochs, 1e-5), True, max_epochs=8)
+    scheduler = lr_scheduler.CosineAnnealingLR(torchs, T_max=num_epochs or 8, eta_min=1e-5)
+    for _ in range(8):
+        assert ours.param_groups[0]["lr"] == torchs.param_groups[0]["lr"]
+        ours.step(), torchs.step(), schedule.step(), scheduler.step()
+    assert schedule.check_length(None) == []
+
+
+def test_cosine_annealing_of_a_run_without_a_length_is_one_sentence():
+    with pytest.raises(UserError, match=r"no trainer\.max_epochs to follow: set num_epochs"):
+        LearningRateSchedule(optimizer(), CosineAnnealing, True, max_epochs=-1)
+    with pytest.raises(UserError, match="num_epochs must be a number at least 1, got 0"):
+        CosineAnnealing(optimizer(), 0)
 
 
 # -- in a fit ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ SCHEDULE_EPISODES = 1000  # of each task at each K
 TRAINING = {
     "data.episodes_per_iteration": EPISODES_PER_ITERATION,
     "trainer.max_epochs": NUM_ITERATIONS,
-    "model.lr_scheduler.init_args.T_max": NUM_ITERATIONS,
     "trainer.check_val_every_n_epoch": 10 * NUM_ITERATIONS,  # evaluated once, by `dvla validate`
 }
 

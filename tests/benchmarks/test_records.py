@@ -30,7 +30,7 @@ def make_unit(runs, seed, arm, num_successes=3, **data):
             "objective": {
                 "init_args": {"estimator": {"class_path": f"dvla_lightning.diffusion.estimators.{estimator}"}}
             },
-            "lr_scheduler": {"init_args": {"T_max": NUM_ITERATIONS}},
+            "lr_scheduler": {"class_path": "CosineAnnealing"},
         },
         "data": {"class_path": "RolloutDataModule", "init_args": steps},
         "trainer": {"max_epochs": NUM_ITERATIONS, "check_val_every_n_epoch": 10 * NUM_ITERATIONS},
