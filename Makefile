@@ -34,11 +34,11 @@ demo: $(INSTALLED) ## SFT, then RL on the built-in environment: table, learning 
 	$(DVLA) collect --config configs/collect.yaml --out $(DEMO)/data --seed $(SEED)
 	$(DVLA) fit --config configs/sft.yaml --seed_everything $(SEED) \
 		--data.path $(DEMO)/data --trainer.default_root_dir $(DEMO)/sft
-	$(DVLA) validate --config configs/rl.yaml --data.num_eval_episodes 400 \
+	$(DVLA) validate --config configs/rl.yaml --data.evaluation.num_episodes 400 \
 		--model.policy.pretrained $(DEMO)/sft/policy --trainer.default_root_dir $(DEMO)/sft
 	$(DVLA) fit --config configs/rl.yaml --seed_everything $(SEED) \
 		--model.policy.pretrained $(DEMO)/sft/policy --trainer.default_root_dir $(DEMO)/rl
-	$(DVLA) validate --config configs/rl.yaml --data.num_eval_episodes 400 \
+	$(DVLA) validate --config configs/rl.yaml --data.evaluation.num_episodes 400 \
 		--model.policy.pretrained $(DEMO)/rl/policy --trainer.default_root_dir $(DEMO)/rl
 	$(DVLA) report --before $(DEMO)/sft --after $(DEMO)/rl --run $(DEMO)/rl --out $(DEMO)/report.png
 

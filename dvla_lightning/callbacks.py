@@ -77,10 +77,9 @@ class CommitOrderPicture(Callback):
 
 
 class EvaluationReport(Callback):
-    """After an evaluation: prints the table, writes it with every episode to JSON, and logs pictures.
+    """After an evaluation: prints the table and logs pictures; inside fit, one line, and the interval beside the rate.
 
-    A stand-alone validation or test writes evaluation.json into the run directory, made from the manifest there;
-    evaluations inside fit print one line and log the interval beside the rate.
+    The record of a stand-alone validation or test is its manifest in the run directory.
     """
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
@@ -104,7 +103,7 @@ class EvaluationReport(Callback):
             print(f"\nepoch {trainer.current_epoch}: {SPLIT_NAMES[split]} success {total}", flush=True)
             return
         if module.evaluation.header is None:  # a development run keeps no record
-            steps = data_of(trainer).eval_steps
+            steps = data_of(trainer).evaluation_steps
             print(success_table(counts, f"{SPLIT_NAMES[split]} episodes, {steps_text(steps)}", steps), flush=True)
         else:
             print(conclude(directory, module.evaluation.header, records), flush=True)

@@ -9,7 +9,7 @@ from jsonargparse import DefaultHelpFormatter
 
 from dvla_lightning.actions.tokenizer import ActionTokenizer
 from dvla_lightning.backbones.base import Backbone
-from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.envs.base import Environment
 from dvla_lightning.objectives.base import Objective
 from dvla_lightning.rollout.collector import Collector
@@ -20,7 +20,7 @@ PARTS = {
     "model.policy.backbone": Backbone,
     "model.policy.action_tokenizer": ActionTokenizer,
     "model.objective": Objective,
-    "data": EvaluationDataModule,
+    "data": DVLADataModule,
     "data.collector": Collector,
     "data.collector.environment": Environment,
 }
@@ -41,11 +41,9 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 def introduction(verb: str, what: str) -> str:
     """The text at the top of `dvla <verb> --help`."""
-    width = max(map(len, PARTS))
-    commands = [
-        f"  dvla {verb} {f'--{option}.help NAME':<{width + 12}}  {', '.join(sorted(known_names(option)))}"
-        for option in PARTS
-    ]
+    words = {option: f"{_owner(option, verb)}--{option}.help NAME" for option in PARTS}
+    width = max(map(len, words.values()))
+    commands = [f"  dvla {verb} {words[option]:<{width}}  {', '.join(sorted(known_names(option)))}" for option in PARTS]
     return "\n".join(
         [
             f"{what[0].upper()}{what[1:]}.",
@@ -58,6 +56,11 @@ def introduction(verb: str, what: str) -> str:
             "`dvla config ls` lists the shipped configurations, --print_config shows what a command would run with.",
         ]
     )
+
+
+def _owner(option: str, verb: str) -> str:
+    """What must be named before: `dvla fit` has no data module by itself."""
+    return "--data RolloutDataModule " if verb == "fit" and option.startswith("data.") else ""
 
 
 def known_names(option: str) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,6 +28,7 @@ from dvla_lightning.checkpointing.last import LastCheckpoint
 from dvla_lightning.checkpointing.record import RunRecord
 from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
 from dvla_lightning.cli_help import HelpFormatter, arrange, introduction
+from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.files import REMEDIES, unwritable
@@ -39,7 +41,7 @@ from dvla_lightning.launch.saved_config import SavedConfig
 from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.policy_recipe import PolicyRecipe
-from dvla_lightning.tools.parser import ConfigFile, check_nulls, useful_line
+from dvla_lightning.tools.parser import ConfigFile, check_nulls, moved_options, useful_line
 from dvla_lightning.verbs import TRAINER_VERBS
 
 TRAINER_DEFAULTS = {
@@ -68,7 +70,12 @@ class RunConfigFile(ConfigFile):
     """Refuses a seed of the data, which a link would overrule without a word; a copy of the run's own is left out."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except UserError as error:
+            if moved := moved_options(values, "data"):
+                raise UserError(f"--config {values}: {moved}") from error
+            raise
         if cfg.pop("data.init_args.seed", None) not in (None, cfg.get("seed_everything")):
             raise UserError(NO_DATA_SEED)
 
@@ -102,14 +109,15 @@ class DVLACommand(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=lambda _: 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        for word in sys.argv[1:]:  # a link overrules it without a word
-            if re.match(r"--data(\.init_args)?\.seed(=|$)", word):
-                raise UserError(NO_DATA_SEED)
+        if any(map(_gives_data_seed, sys.argv[1:], [*sys.argv[2:], ""])):  # a link overrules it without a word
+            raise UserError(NO_DATA_SEED)
         super().parse_arguments(parser, args)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         kwargs["description"] = introduction(subcommand, TRAINER_VERBS[subcommand])
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.set_defaults({"data": {"class_path": f"{EvaluationDataModule.__module__}.EvaluationDataModule"}})
         for action in parser._actions:
             if action.dest == "ckpt_path":
                 action.help = CKPT_PATH_HELP
@@ -212,6 +220,23 @@ def listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
 
 
+def _gives_data_seed(word: str, following: str) -> bool:
+    """Whether a word of the command line, and its value where it is the next one, sets the seed of the data."""
+    option, equals, value = word.partition("=")
+    if option in ("--data.seed", "--data.init_args.seed"):
+        return True
+    if option not in ("--data", "--data.init_args"):
+        return False
+    try:
+        given = yaml.safe_load(value if equals else following)
+        if isinstance(given, str) and os.path.isfile(given):
+            given = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):  # the parser has a sentence about it
+        return False
+    parts = (given, given.get("init_args")) if isinstance(given, dict) else ()
+    return any(isinstance(part, dict) and "seed" in part for part in parts)
+
+
 def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
@@ -220,7 +245,7 @@ def run(args: list[str]) -> None:
         with usr1_ends_as_term(), faults_said_once(), without_advertisements(), shown:
             DVLACommand(
                 RecipeModule,
-                EvaluationDataModule,
+                DVLADataModule,
                 subclass_mode_data=True,
                 trainer_defaults=dict(TRAINER_DEFAULTS),
                 save_config_callback=SavedConfig,

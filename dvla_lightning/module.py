@@ -18,6 +18,7 @@ from dvla_lightning.evaluation.specs import SpecBatch
 from dvla_lightning.evaluation.success import SuccessCount, TaskSuccess, network_evaluations, success_by_steps
 from dvla_lightning.learning_rates import LearningRateSchedule
 from dvla_lightning.objectives.base import LossOutput, Objective
+from dvla_lightning.objectives.supervised import SupervisedObjective
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.policy_recipe import PolicyRecipe
 from dvla_lightning.precision import apply_precision
@@ -29,7 +30,7 @@ class DVLAModule(LightningModule):
 
     Args:
         policy: what is trained, or how to build it. What is built here is built when the strategy stands.
-        objective: what a training step minimises.
+        objective: what a training step minimises; evaluation does not ask it.
         optimizer: its parameters are the trainable ones of the policy alone.
         value_lr: learning rate of the value head; None is the optimizer's. It starts from nothing while the policy has
             been trained before, so RL wants it 10 to 100 times higher (RLinf: 20 to 30 times). Whatever the scheduler
@@ -47,7 +48,7 @@ class DVLAModule(LightningModule):
     def __init__(
         self,
         policy: DVLAPolicy | PolicyRecipe,
-        objective: Objective,
+        objective: Objective = SupervisedObjective(),  # noqa: B008 - it has no state
         optimizer: OptimizerCallable = torch.optim.AdamW,
         value_lr: float | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -79,10 +80,12 @@ class DVLAModule(LightningModule):
         if self._recipe is not None:
             self.policy, self._recipe = self._recipe.build(), None
         data, stage = self.trainer.datamodule, self.trainer.state.fn
-        if stage == "fit" and data.eval_shard.count > 1:
-            raise UserError("data.eval_shard would evaluate a part only, all through fit: use it in `dvla validate`")
-        if stage != "fit" and not data.num_eval_episodes:
-            raise UserError("there is nothing to evaluate: set data.num_eval_episodes")
+        if stage == "fit" and data.evaluation.is_partial:
+            raise UserError(
+                "data.evaluation.shard would evaluate a part only, all through fit: use it in `dvla validate`"
+            )
+        if stage != "fit" and not data.evaluation.num_episodes:
+            raise UserError("there is nothing to evaluate: set data.evaluation.num_episodes")
         if stage == "fit":
             data.check_policy(self.policy)
         if not self.policy.is_fitted and stage == "fit":
@@ -92,7 +95,7 @@ class DVLAModule(LightningModule):
         if data.collector is not None:
             self.policy.check_environment(data.collector.environment)
             data.prepare_steps(self.policy)
-            if data.num_eval_episodes:
+            if data.evaluation.num_episodes:
                 data.evaluation_specs()  # complains now, not after the first hour of training
             self.task_success = TaskSuccess(data.tasks).to(self.device)
         if stage == "fit":
@@ -212,8 +215,8 @@ class DVLAModule(LightningModule):
         if monitor is None:
             return [optimizer], [self.schedule.scheduler]
         if monitor.startswith("val/"):
-            if not self.trainer.datamodule.num_eval_episodes:
-                raise UserError(f"model.lr_scheduler: nothing logs {monitor}: set data.num_eval_episodes")
+            if not self.trainer.datamodule.evaluation.num_episodes:
+                raise UserError(f"model.lr_scheduler: nothing logs {monitor}: set data.evaluation.num_episodes")
             frequency = self.trainer.check_val_every_n_epoch or 1
         config = {"scheduler": self.schedule.scheduler, "monitor": monitor, "frequency": frequency}
         return {"optimizer": optimizer, "lr_scheduler": config}
@@ -269,7 +272,7 @@ class DVLAModule(LightningModule):
         values = {f"{prefix}/success_rate": total.rate, f"{prefix}/num_episodes": float(total.n)}
         values[f"{prefix}/num_errors"] = float(total.errors)
         values |= {f"{prefix}/success_rate/{task}": count.rate for task, count in counts.items() if count.n}
-        steps = self.trainer.datamodule.eval_steps
+        steps = self.trainer.datamodule.evaluation_steps
         values[f"{prefix}/network_evaluations_per_decision"] = network_evaluations(counts, steps).per_decision
         by_steps = success_by_steps(counts, steps)
         if len(by_steps) > 1:

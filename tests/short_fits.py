@@ -5,7 +5,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from dvla_lightning.envs.tabletop import Tabletop
-from dvla_lightning.evaluation.specs import Shard
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.objectives import RolloutBatch, TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
@@ -15,7 +15,7 @@ from tests.small_policy import whole_batch
 class GivenBatches(LightningDataModule):
     """`epochs`: the minibatches of each, in order; without a length, as in RL, or with one, as in SFT."""
 
-    collector, num_eval_episodes, eval_shard = None, 0, Shard.parse(None)
+    collector, evaluation = None, Evaluation()
     batch_type = RolloutBatch
 
     def __init__(self, epochs, has_length=False):

@@ -36,7 +36,12 @@ def expect(home, tmp_path, refusal):
 
     def check(verb, path, sentence, options=None):
         run = tmp_path / "run"
-        given = {**rl_options(home / "policy"), "data.num_eval_episodes": 1, "trainer.max_epochs": 2, **(options or {})}
+        given = {
+            **rl_options(home / "policy"),
+            "data.evaluation.num_episodes": 1,
+            "trainer.max_epochs": 2,
+            **(options or {}),
+        }
         given |= {"trainer.default_root_dir": run, "ckpt_path": path, "trainer.logger": "false"}
         if verb != "fit":
             given = {name: value for name, value in given.items() if name not in FOR_TRAINING}
@@ -320,7 +325,11 @@ def test_a_new_backbone_of_another_size(home, tmp_path, expect):
 @pytest.mark.parametrize("verb", ["fit", "validate"])
 def test_the_checkpoints_that_were_changed_above_are_good(verb, file, home, tmp_path, capfd):
     options = {**rl_options(home / "policy"), **(LORA if file == "lora" else {}), "trainer.max_epochs": 2}
-    options |= {"data.num_eval_episodes": 1, "ckpt_path": home / f"{file}.ckpt", "trainer.default_root_dir": tmp_path}
+    options |= {
+        "data.evaluation.num_episodes": 1,
+        "ckpt_path": home / f"{file}.ckpt",
+        "trainer.default_root_dir": tmp_path,
+    }
     if verb == "validate":
         options = {name: value for name, value in options.items() if name not in FOR_TRAINING}
     main(arguments(verb, "rl.yaml", options))

@@ -360,7 +360,7 @@ def test_data_of_another_robot_than_the_evaluation_are_refused(
 ):
     for name, value in changes.items():
         monkeypatch.setattr(Tabletop, name, value)
-    more = ["--data.collector.environment", "Tabletop", "--data.num_steps", 2, "--data.num_eval_episodes", 5]
+    more = ["--data.collector.environment", "Tabletop", "--data.num_steps", 2, "--data.evaluation.num_episodes", 5]
     assert sentence in fit(refusal, tmp_path, demos, *more)
 
 

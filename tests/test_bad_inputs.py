@@ -53,10 +53,10 @@ RL = [
     (f"{DATA}ppo_epochs=0", "ppo_epochs|at least 1"),
     (f"{DATA}advantage=best", "advantage|best"),
     (f"{DATA}group_size=0", "group_size"),
-    (f"{DATA}num_eval_episodes=-1", "num_eval_episodes|at least 0"),
-    (f"{DATA}eval_num_steps=0", "eval_num_steps|at least 1"),
-    (f"{DATA}num_recorded_episodes=-1", "num_recorded_episodes|at least 0"),
-    (f"{DATA}eval_shard=3/2", "3/2"),
+    (f"{DATA}evaluation.num_episodes=-1", "num_episodes|at least 0"),
+    (f"{DATA}evaluation.num_steps=0", "num_steps|at least 1"),
+    (f"{DATA}evaluation.num_recorded_episodes=-1", "num_recorded_episodes|at least 0"),
+    (f"{DATA}evaluation.shard=3/2", "3/2"),
     (f"{DATA}tasks=juggle", "juggle"),
     (f"{DATA}schedule=nope.yaml", "nope.yaml"),
     (f"{COLLECTOR}num_envs=0", "num_envs"),
@@ -90,12 +90,20 @@ RL = [
     (f"{COLLECTOR}max_retries=-1", "max_retries|at least 0, got -1"),
     (f"{COLLECTOR}max_retries=1.5", "max_retries|1.5"),
     *((f"{COLLECTOR}{name}='false'", f"{name}|bool") for name in ("progress", "reproducible")),
-    *((f"{DATA}{name}='false'", f"{name}|bool") for name in ("bootstrap_truncated", "save_videos")),
+    *((f"{DATA}{name}='false'", f"{name}|bool") for name in ("bootstrap_truncated", "evaluation.save_videos")),
     *(
         (f"{DATA}{name}=null", name)
         for name in (
-            *("num_steps", "minibatch_size", "gamma", "group_size", "eval_seed", "tasks", "num_eval_episodes"),
-            *("bootstrap_truncated", "save_videos", "eval_split", "advantage"),
+            *(
+                "num_steps",
+                "minibatch_size",
+                "gamma",
+                "group_size",
+                "evaluation.seed",
+                "tasks",
+                "evaluation.num_episodes",
+            ),
+            *("bootstrap_truncated", "evaluation.save_videos", "evaluation.split", "advantage", "evaluation"),
         )
     ),
     *((f"{PPO}{name}=null", name) for name in ("value_coef", "clip_ratio_low", "estimator")),
@@ -108,9 +116,12 @@ RL = [
     (f"{DATA}tasks=[all]", "unknown task 'all'"),
     (f"{DATA}schedule=", "step schedule|is no path"),
     (f"{DATA}schedule=[1]", "schedule|[1]"),
-    *((f"{DATA}eval_shard={shard}", f"eval_shard|{shard}|i/n") for shard in ("1", "a/b", "0/0", "-1/2")),
-    (f"{DATA}eval_seed=1.5", "eval_seed|1.5"),
-    (f"{DATA}eval_split=train", "eval_split|heldout"),
+    *(
+        (f"{DATA}evaluation.shard={shard}", f"shard|{shard}|i/n")
+        for shard in ("1", "a/b", "0/0", "-1/2", " 0/2", "0 / 2")
+    ),
+    (f"{DATA}evaluation.seed=1.5", "seed|1.5"),
+    (f"{DATA}evaluation.split=train", "split|heldout"),
     (f"{DATA}max_refills=-1", "max_refills|at least 0, got -1"),
     (f"{RESCHEDULE}.every=0", "data.reschedule: every must be a number at least 1, got 0"),
     (f"{RESCHEDULE}.every=true", "reschedule|every|True"),

@@ -8,6 +8,7 @@ import torch
 
 from dvla_lightning.cli import main
 from dvla_lightning.evaluation import chain
+from dvla_lightning.evaluation.manifest import read_whole_evaluation
 from tests.test_training import arguments
 
 DEEP = b"[" * 200_000 + b"]" * 200_000
@@ -45,8 +46,8 @@ def validate(root, **options):
         "rl.yaml",
         {
             "model.policy.pretrained": root / "policy",
-            "data.num_eval_episodes": 5,
-            "data.num_recorded_episodes": 0,
+            "data.evaluation.num_episodes": 5,
+            "data.evaluation.num_recorded_episodes": 0,
             "data.collector.progress": "false",
             "trainer.accelerator": "cpu",
             "trainer.enable_progress_bar": "false",
@@ -144,12 +145,14 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("damage", MANIFESTS)
-def test_a_damaged_manifest_is_not_merged(damage, copy, refusal):
+def test_a_damaged_manifest_is_neither_merged_nor_reported(damage, copy, good, refusal):
     edit, sentence = MANIFESTS[damage]
     path = copy / "run" / "evaluation.jsonl"
     path.write_bytes(edit(path.read_bytes()))
-    found = refusal(["merge", copy / "run", "--out", copy / "all"], unchanged=copy)
-    assert f"{path} is damaged in line" in found and sentence in found and "delete the file" in found
+    report = ["report", "--before", good / "run", "--after", copy / "run", "--run", copy, "--out", copy / "r.png"]
+    for command in (["merge", copy / "run", "--out", copy / "all"], report):
+        found = refusal(command, unchanged=copy)
+        assert f"{path} is damaged in line" in found and sentence in found and "delete the file" in found
 
 
 def test_a_damaged_manifest_is_not_continued(copy, refusal):
@@ -180,53 +183,7 @@ def test_merge_refuses_what_is_no_shard_and_where_it_cannot_write(copy, refusal)
     assert "1 of 5 episodes are in none of the shards" in refusal(["merge", run, "--out", out], unchanged=copy)
 
 
-# -- evaluation.json and the rest of a report --------------------------------------------------------------------------
-
-
-def tampered(edit):
-    """evaluation.json after a change to its content."""
-
-    def damage(data):
-        content = json.loads(data)
-        edit(content)
-        return json.dumps(content).encode()
-
-    return damage
-
-
-RECORDS = {
-    "empty": (lambda data: b"", "it is no JSON"),
-    "cut short": (lambda data: data[:-40], "it is no JSON"),
-    "no UTF-8": (lambda data: data.replace(b"reach", b"re\xffch", 1), "it is no JSON"),
-    "a list": (lambda data: b"[" + data + b"]", "it is no JSON object"),
-    "nested": (lambda data: DEEP, "it is no JSON"),
-    "infinity": (lambda data: data.replace(b'"seed": 0', b'"seed": Infinity', 1), "it is no JSON"),
-    "an older version": (tampered(lambda all: all.update(format_version=1)), "it has format version 1"),
-    "no episodes": (tampered(lambda all: all.pop("episodes")), "it has no list of episodes"),
-    "episodes of numbers": (tampered(lambda all: all.update(episodes=[1])), "it has no list of episodes"),
-    "an episode gone": (tampered(lambda all: all["episodes"].pop()), "4 of 5 episodes are there"),
-    "an episode twice": (tampered(lambda all: all["episodes"].append(all["episodes"][0])), "is there twice"),
-    "a success made": (
-        tampered(lambda all: all["episodes"][0].update(success=True)),
-        "do not follow from its episodes",
-    ),
-    "a count raised": (tampered(lambda all: all["tasks"]["reach"].update(successes=1)), "do not follow from"),
-    "a count of text": (tampered(lambda all: all["total"].update(n="5")), "do not follow from its episodes"),
-    "no tasks": (tampered(lambda all: all.pop("tasks")), "do not follow from its episodes"),
-    "another policy": (tampered(lambda all: all.update(policy="better")), "its checksum do not follow"),
-    "no checksum": (tampered(lambda all: all.pop("checksum")), "its checksum do not follow"),
-    "another seed": (tampered(lambda all: all.update(seed=1)), "the seed is not the one of this episode"),
-}
-
-
-@pytest.mark.parametrize("damage", RECORDS)
-def test_a_damaged_record_is_not_reported(damage, copy, good, refusal):
-    edit, sentence = RECORDS[damage]
-    path = copy / "run" / "evaluation.json"
-    path.write_bytes(edit(path.read_bytes()))
-    command = ["report", "--before", good / "run", "--after", copy / "run", "--run", copy, "--out", copy / "r.png"]
-    found = refusal(command, unchanged=copy)
-    assert f"{path} is not the record of an evaluation (" in found and sentence in found
+# -- the rest of a report ----------------------------------------------------------------------------------------------
 
 
 def test_report_refuses_what_it_cannot_read_or_write(copy, good, refusal):
@@ -234,12 +191,16 @@ def test_report_refuses_what_it_cannot_read_or_write(copy, good, refusal):
         command = ["report", "--before", before, "--after", good / "run", "--run", run, "--out", out]
         return refusal(command, unchanged=copy)
 
-    path = copy / "run" / "evaluation.json"
+    path = copy / "run" / "evaluation.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote the last line
+    assert "holds 4 of 5 episodes: run its command again to finish it" in sentence(before=copy / "run")
     path.unlink()
-    assert "holds an evaluation without its end" in sentence(before=copy / "run")
     path.mkdir()
     assert "cannot be read (Is a directory)" in sentence(before=copy / "run")
-    assert "does not exist: `dvla validate` writes it" in sentence(before=copy / "nowhere")
+    assert "holds no evaluation.jsonl: `dvla validate` writes it" in sentence(before=copy / "nowhere")
+    (copy / "older").mkdir()
+    (copy / "older" / "evaluation.json").write_text("{}")
+    assert "holds only the evaluation.json of an older release: run `dvla validate` again" in sentence(copy / "older")
     (copy / "events.out.tfevents.1").write_bytes(bytes(range(256)) * 9)
     assert "has no TensorBoard scalar" in sentence()
     (copy / "events.out.tfevents.1").unlink()
@@ -318,12 +279,15 @@ def test_a_schedule_that_is_a_directory_or_nowhere(copy, refusal):
 # -- the command itself ------------------------------------------------------------------------------------------------
 
 OPTIONS = {
-    "a negative number": ({"data.num_eval_episodes": -5}, "num_eval_episodes must be a number at least 0, got -5"),
-    "an uneven grid": ({"data.num_eval_episodes": 7}, "must be a positive multiple of the 5 tasks"),
-    "a huge grid": ({"data.num_eval_episodes": 10**12}, "can be 1000000 at most"),
-    "an unknown split": ({"data.eval_split": "train"}, "eval_split"),
-    "an old directory": ({"data.eval_seed": 5}, "different are: seed (0 there, 5 here)"),
-    "fewer episodes": ({"data.tasks": "[reach, push]", "data.num_eval_episodes": 2}, "different are: num_steps"),
+    "a negative number": (
+        {"data.evaluation.num_episodes": -5},
+        "num_episodes must be a number at least 0, got -5",
+    ),
+    "an uneven grid": ({"data.evaluation.num_episodes": 7}, "must be a positive multiple of the 5 tasks"),
+    "a huge grid": ({"data.evaluation.num_episodes": 10**12}, "can be 1000000 at most"),
+    "an unknown split": ({"data.evaluation.split": "train"}, "split"),
+    "an old directory": ({"data.evaluation.seed": 5}, "different are: seed (0 there, 5 here)"),
+    "fewer episodes": ({"data.tasks": "[reach, push]", "data.evaluation.num_episodes": 2}, "different are: num_steps"),
 }
 
 
@@ -334,7 +298,7 @@ def test_an_evaluation_that_cannot_be(name, copy, refusal):
 
 
 def test_seeds_may_be_any_number(copy):
-    main(validate(copy, data__eval_seed=-1, trainer__default_root_dir=copy / "new"))
-    main(validate(copy, data__eval_seed=2**70, trainer__default_root_dir=copy / "newer"))
-    first, second = (json.loads((copy / name / "evaluation.json").read_text()) for name in ("new", "newer"))
-    assert (first["seed"], second["seed"]) == (-1, 2**70) and first["episodes"] != second["episodes"]
+    main(validate(copy, data__evaluation__seed=-1, trainer__default_root_dir=copy / "new"))
+    main(validate(copy, data__evaluation__seed=2**70, trainer__default_root_dir=copy / "newer"))
+    first, second = (read_whole_evaluation(copy / name) for name in ("new", "newer"))
+    assert (first[0]["seed"], second[0]["seed"]) == (-1, 2**70) and first[1] != second[1]

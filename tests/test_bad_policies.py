@@ -390,7 +390,7 @@ def test_an_initialisation_whose_name_holds_a_number_can_be_asked_for(place, dir
     words = words if place == "words" else ["--config", tmp_path / "lora.yaml"]
     words = ["fit", "--config", ROOT / "configs/rl.yaml", "--model.policy.pretrained", directory, *words]
     words += ["--trainer.fast_dev_run", "true", "--trainer.default_root_dir", tmp_path, "--trainer.accelerator", "cpu"]
-    cli.main([str(word) for word in [*words, "--data.num_eval_episodes", 0, "--model.optimizer.lr", 0]])
+    cli.main([str(word) for word in [*words, "--data.evaluation.num_episodes", 0, "--model.optimizer.lr", 0]])
     before = DVLAPolicy.from_pretrained(directory).backbone  # with the adapter that was saved
     old = merge_adapter(before, directory).get_parameter("head.weight")
     new = made[0].get_parameter("base_model.model.head.base_layer.weight")

@@ -23,7 +23,7 @@ FLAGS = [
     ("max_time 12:00", "is no duration"),
     ("accumulate_grad_batches 0", "must be at least 1, got 0"),
     ("accumulate_grad_batches -3", "must be at least 1, got -3"),
-    ("check_val_every_n_epoch 0", "num_eval_episodes: 0"),
+    ("check_val_every_n_epoch 0", "data.evaluation.num_episodes: 0"),
     ("val_check_interval 0", "is no interval"),
     ("val_check_interval 0.5", "val_check_interval"),
     ("gradient_clip_val -1", "null clips nothing"),
@@ -143,7 +143,15 @@ def command(tiny_policy, tmp_path, monkeypatch, quiet_logging):
         monkeypatch.delenv(name)
     tiny_policy.save_pretrained(tmp_path / "policy")
     (tmp_path / "file").write_text("x")
-    words = ["fit", "--config", RL, "--model.policy.pretrained", tmp_path / "policy", "--data.num_eval_episodes", 5]
+    words = [
+        "fit",
+        "--config",
+        RL,
+        "--model.policy.pretrained",
+        tmp_path / "policy",
+        "--data.evaluation.num_episodes",
+        5,
+    ]
     words += ["--trainer.default_root_dir", tmp_path / "run", "--trainer.accelerator", "cpu", "--trainer.max_epochs", 1]
     words += ["--data.episodes_per_iteration", 5, "--data.collector.progress", "false"]
     return [str(word) for word in [*words, "--trainer.enable_progress_bar", "false"]]

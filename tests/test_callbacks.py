@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 def fit(config, run, options):
     """The command line of a run without evaluation."""
     options = {
-        "data.num_eval_episodes": 0,
+        "data.evaluation.num_episodes": 0,
         "trainer.accelerator": "cpu",
         "trainer.default_root_dir": run,
         "trainer.enable_progress_bar": "false",
@@ -82,7 +82,7 @@ def test_two_ranks_with_different_k_log_quietly(rl, tmp_path):
     In the second epoch they swap.
     """
     run = tmp_path / "run"
-    options = {**rl, "trainer.max_epochs": 2, "trainer.check_val_every_n_epoch": 1, "data.num_eval_episodes": 2}
+    options = {**rl, "trainer.max_epochs": 2, "trainer.check_val_every_n_epoch": 1, "data.evaluation.num_episodes": 2}
     command = fit("rl.yaml", run, {**options, "trainer.strategy": "ddp", "trainer.devices": 2})
     done = subprocess.run(
         [sys.executable, "-m", "dvla_lightning.cli", *command],

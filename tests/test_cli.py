@@ -92,18 +92,19 @@ def test_help_shows_our_own_options_before_those_of_the_trainer(verb, capfd):
 
 
 def named_parts(capfd):
-    """(option, class) of every help that the help of fit names, from its first 20 lines."""
+    """(words, class) of every help that the help of fit names, from its first 20 lines."""
     _, out, _ = run(capfd, "fit", "--help")
-    rows = [re.match(r"  dvla fit (--\S+) NAME +(.*)", line) for line in out.splitlines()[:20]]
+    rows = [re.match(r"  dvla fit (--.+) NAME +(.*)", line) for line in out.splitlines()[:20]]
     return [(row[1], name) for row in rows if row for name in row[2].split(", ")]
 
 
 def test_the_help_of_every_part_is_named_and_runs(capfd):
     named = named_parts(capfd)
     assert {("--model.objective.help", "TrajectoryPPO"), ("--data.help", "RolloutDataModule")} <= set(named)
-    assert ("--data.collector.environment.help", "Tabletop") in named and len(named) > 10
+    assert ("--data.help", "EvaluationDataModule") in named and ("--data.help", "DVLADataModule") not in named
+    assert ("--data RolloutDataModule --data.collector.environment.help", "Tabletop") in named and len(named) > 10
     for option, name in named:
-        code, out, err = run(capfd, "fit", option, name)
+        code, out, err = run(capfd, "fit", *option.split(), name)
         assert code == 0 and f".{name}\n" in out, (option, name, err)
         assert f"{option.removesuffix('.help').rsplit('.', 1)[-1]}." in out  # options of the part, not of fit
 
@@ -121,7 +122,7 @@ def test_unknown_command(refusal):
         (["--model.objective.clip_ratio_low", "1.5"], "clip_ratio_low must be a number above 0 and below 1"),
         (["--data.tasks", "[fly]"], "unknown task 'fly'; choose from: reach"),
         (["--data.num_steps", "9"], "between 1 and 8"),
-        (["--data.num_eval_episodes", "7"], "multiple of the 5 tasks"),
+        (["--data.evaluation.num_episodes", "7"], "multiple of the 5 tasks"),
         (["--model.policy.pretrained", "no/such/policy/dir"], "does not exist"),
         (["--ckpt_path", "last"], "no run to resume"),
         (["--ckpt_path", "no/such/file.ckpt"], "does not exist"),
@@ -154,7 +155,7 @@ SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
         (["--data.max_refills", "1"], "max_refills needs groups"),
         (["--data.reschedule.every", "0"], "every must be a number at least 1"),
         (["--data.reschedule", "{every: 1, num_steps: [9]}"], "between 1 and 8"),
-        (["--data.eval_num_steps", "0"], "eval_num_steps must be a number at least 1"),
+        (["--data.evaluation.num_steps", "0"], "num_steps must be a number at least 1"),
         (["--model.objective.estimator", "StepMerge", *REMASKS], "cannot score a sampler with remasking"),
         (["--model.objective.estimator", "d3"], "known are: Coupled, FullMask, LastStep, RandomMask, StepMerge, Traj"),
         (["--model.objective.estimator", "trajectory"], "trajectory, did you mean Trajectory?"),
@@ -192,7 +193,96 @@ def test_bad_schedules_end_in_one_sentence(verb, content, expected, rl_args, tmp
 
 
 def test_an_evaluation_of_nothing_is_refused(rl_args, refusal):
-    assert "nothing to evaluate" in refusal(["validate", *rl_args, "--data.num_eval_episodes", 0])
+    assert "nothing to evaluate" in refusal(["validate", *rl_args, "--data.evaluation.num_episodes", 0])
+
+
+OLD_NAMES = {
+    "num_eval_episodes": (5, "num_episodes"),
+    "eval_num_steps": (2, "num_steps"),
+    "eval_seed": (1, "seed"),
+    "eval_split": ("heldout", "split"),
+    "num_recorded_episodes": (0, "num_recorded_episodes"),
+    "save_videos": ("false", "save_videos"),
+    "eval_shard": ("0/2", "shard"),
+}
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_an_option_that_has_another_name_now_is_told_it(verb, old, rl_args, refusal):
+    value, new = OLD_NAMES[old]
+    sentence = f"dvla: error: {old} is now data.evaluation.{new}"
+    for words in ([f"--data.{old}={value}"], [f"--data.init_args.{old}", value], ["--data.init_args", {old: value}]):
+        assert refusal([verb, *rl_args, *words]) == sentence
+    if verb == "validate":  # the data module that it has by itself
+        assert refusal([verb, f"--data.{old}", value]) == sentence
+
+
+@pytest.mark.parametrize("shape", [lambda options: {"init_args": options}, lambda options: options])
+def test_a_configuration_of_an_older_release_is_told_all_new_names(shape, rl_args, tmp_path, refusal):
+    options = {old: value for old, (value, _) in OLD_NAMES.items()}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump({"data": {"class_path": "RolloutDataModule", **shape(options)}}))
+    names = sorted(f"{old} is now data.evaluation.{new}" for old, (_, new) in OLD_NAMES.items())
+    found = refusal(["fit", "--config", tmp_path / "old.yaml", *rl_args[2:], "--ckpt_path", "last"])
+    assert found == f"dvla: error: --config {tmp_path / 'old.yaml'}: {', '.join(names)}"
+
+
+def test_the_same_word_of_another_part_is_not_one_that_has_a_new_name(rl_args, refusal):
+    sentence = refusal(["fit", *rl_args, "--data.collector.eval_seed", 1])
+    assert "collector: Option 'eval_seed' is not accepted" in sentence and "is now" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--data.evaluation.num_episods", 5], "evaluation.num_episodes"),
+        (["--data.evaluation", "{num_episods: 5}"], "evaluation.num_episodes"),
+        (["--data.episodes_per_iteratio", 5], "episodes_per_iteration"),
+        (["--data.collector.num_env", 5], "num_envs"),
+        (["--data.collector.environment.image_siz", 32], "image_size"),
+    ],
+)
+def test_a_misspelt_option_of_a_part_is_told_the_near_one(words, meant, rl_args, refusal):
+    assert refusal(["fit", *rl_args, *words]).endswith(f": did you mean {meant}?")
+
+
+def test_a_value_that_begins_with_a_dash_is_joined_to_its_option(rl_args, refusal):
+    assert "joined to its option by =" in refusal(["validate", *rl_args, "--data.evaluation.shard", "-1/2"])
+    assert "give i/n with i from 0" in refusal(["validate", *rl_args, "--data.evaluation.shard=-1/2"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.init_args", '{"seed": 5}'],
+        ["--data.init_args={seed: 0}"],
+        ["--data", "{class_path: RolloutDataModule, init_args: {seed: 5}}"],
+        ["--data", "FILE"],
+    ],
+)
+def test_a_seed_of_the_data_is_refused_however_it_is_given(words, rl_args, tmp_path, refusal):
+    (tmp_path / "data.yaml").write_text("class_path: RolloutDataModule\ninit_args: {seed: 5}\n")
+    words = [word.replace("FILE", str(tmp_path / "data.yaml")) for word in words]
+    assert refusal(["fit", *rl_args, *words]).endswith("data.seed is the seed of the run: set seed_everything")
+
+
+NOTHING_TO_TRAIN_ON = "EvaluationDataModule has nothing to train on: give `dvla fit` --data DemonstrationDataModule"
+
+
+def test_an_evaluation_needs_neither_an_objective_nor_training_options(policy_dir, tmp_path, capfd, refusal):
+    (tmp_path / "e.yaml").write_text("data: {evaluation: {num_episodes: 5, num_steps: {reach: 1, push: 2}}}")
+    words = ["--model.policy.pretrained", policy_dir, "--data.collector.environment", "Tabletop", "--config",
+             tmp_path / "e.yaml", "--data.tasks", "[push]", "--trainer.default_root_dir", tmp_path / "run"]  # fmt: skip
+    words += ["--data.collector.progress", "false"]
+    code, out, err = run(capfd, "validate", *words)
+    assert code == 0 and "held-out episodes, K = 2" in out and "(n = 5)" in out, err
+    saved = yaml.safe_load((tmp_path / "run" / "validate.yaml").read_text())
+    assert saved["data"]["class_path"].endswith(".EvaluationDataModule") and "gamma" not in saved["data"]["init_args"]
+    assert saved["model"]["objective"]["class_path"].endswith(".SupervisedObjective")
+    new = ["--trainer.default_root_dir", tmp_path / "new", "--data", "EvaluationDataModule"]
+    assert NOTHING_TO_TRAIN_ON in refusal(["fit", *new, *words[:4], "--data.collector.progress", "false"])
+    assert not (tmp_path / "new").exists()
+    assert "required: collector" in refusal(["validate", *words[:2]])
 
 
 def test_a_sentence_about_what_is_no_text_can_be_printed(refusal, monkeypatch):

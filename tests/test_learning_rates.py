@@ -187,7 +187,7 @@ def test_a_plateau_lowers_both_rates_and_a_resumed_run_has_seen_as_much(tiny_pol
 
 UNKNOWN = {
     "train/nothing": "nothing logs 'train/nothing'; there are .*train/policy_loss",
-    "val/success_rate": r"nothing logs val/success_rate: set data\.num_eval_episodes",
+    "val/success_rate": r"nothing logs val/success_rate: set data\.evaluation\.num_episodes",
 }
 
 

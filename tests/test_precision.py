@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from dvla_lightning.data.rollouts import RolloutDataModule
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.policy import DVLAPolicy
@@ -75,7 +76,7 @@ def test_rollouts_and_updates_agree_in_bfloat16(precision, tiny_policy, tmp_path
     collected = []
     data = RolloutDataModule(
         Collector(Tabletop(), num_envs=20, progress=False), episodes_per_iteration=20, minibatch_size=40,
-        num_eval_episodes=0, ppo_epochs=1,
+        evaluation=Evaluation(), ppo_epochs=1,
     )  # fmt: skip
     collect = data.collect
     monkeypatch.setattr(data, "collect", lambda iteration: collected.append(collect(iteration)) or collected[-1])

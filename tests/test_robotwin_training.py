@@ -11,6 +11,7 @@ from dvla_lightning.cli import main
 from dvla_lightning.data.episode_files import load_demonstrations
 from dvla_lightning.envs.robotwin import RoboTwin
 from dvla_lightning.envs.robotwin.tasks import PAPER_TASKS
+from dvla_lightning.evaluation.manifest import read_whole_evaluation
 from dvla_lightning.evaluation.specs import num_protocol_episodes
 from tests.robotwin_checkout import make_checkout
 
@@ -30,7 +31,7 @@ def test_shipped_configurations_have_the_counts_of_the_paper(name):
         assert data["num_episodes"] == 1000 * len(PAPER_TASKS)
     else:
         assert data["episodes_per_iteration"] == 64 * len(PAPER_TASKS) and environment.num_train_scenes == 1000
-        assert data["num_eval_episodes"] == "all"
+        assert data["evaluation"]["num_episodes"] == "all"
         assert num_protocol_episodes(environment, PAPER_TASKS) == 100 * len(PAPER_TASKS)
 
 
@@ -66,7 +67,11 @@ def test_from_demonstrations_to_evaluation(tmp_path, capsys):
     main(["fit", "--config", str(CONFIGS / "sft.yaml"), *words, "--trainer.max_epochs=1"])
     rl = [*collector("data.collector", checkout, cache), "--data.tasks", json.dumps(TASKS), *QUIET]
     rl += [f"--trainer.default_root_dir={tmp_path / 'rl'}", f"--model.policy.pretrained={tmp_path / 'sft' / 'policy'}"]
-    rl += ["--data.episodes_per_iteration=2", "--data.num_eval_episodes=4", "--data.num_recorded_episodes=1"]
+    rl += [
+        "--data.episodes_per_iteration=2",
+        "--data.evaluation.num_episodes=4",
+        "--data.evaluation.num_recorded_episodes=1",
+    ]
     main(
         [
             "fit",
@@ -78,8 +83,10 @@ def test_from_demonstrations_to_evaluation(tmp_path, capsys):
         ]
     )
     main(["validate", "--config", str(CONFIGS / "rl.yaml"), *rl])
-    record = json.loads((tmp_path / "rl" / "evaluation.json").read_text())
-    assert record["total"]["n"] == 4 and record["total"]["errors"] == 0 and set(record["tasks"]) == set(TASKS)
+    header, records = read_whole_evaluation(tmp_path / "rl")
+    assert (
+        len(records) == 4 and not any(row.error for row in records.values()) and set(header["num_steps"]) == set(TASKS)
+    )
     assert "(n = 4)" in capsys.readouterr().out
     books = sorted(book.name.split(".")[0] + "." + book.name.split(".")[-2] for book in cache.glob("*.json"))
     assert books == sorted(f"{task}.{split}" for task in TASKS for split in ("train", "selection", "heldout"))

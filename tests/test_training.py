@@ -1,5 +1,6 @@
 """Whole runs through Lightning: SFT learns, RL runs and resumes exactly, two ranks count every episode once."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from dvla_lightning.data.rescheduling import Rescheduling
 from dvla_lightning.data.rollouts import RolloutDataModule
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.manifest import read_whole_evaluation
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.evaluation.step_measurement import measure_schedule
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.module import DVLAModule
@@ -33,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 SMALL_RL = {
     "data.episodes_per_iteration": 20,
     "data.minibatch_size": 40,
-    "data.num_eval_episodes": 10,
+    "data.evaluation.num_episodes": 10,
     "data.collector.progress": "false",
     "trainer.max_epochs": 2,
     "trainer.check_val_every_n_epoch": 1,
@@ -78,7 +81,7 @@ def test_sft_lowers_the_loss_and_leaves_a_policy(tmp_path):
     options = {
         "data.path": tmp_path / "demos",
         "data.batch_size": 32,
-        "data.num_eval_episodes": 5,
+        "data.evaluation.num_episodes": 5,
         "data.collector.progress": "false",
         "trainer.max_epochs": 4,
         "trainer.check_val_every_n_epoch": 4,
@@ -101,7 +104,7 @@ def test_interrupted_sft_resumes_to_the_same_weights(tmp_path):
     options = {
         "data.path": tmp_path / "demos",
         "data.batch_size": 32,
-        "data.num_eval_episodes": 0,
+        "data.evaluation.num_episodes": 0,
         "trainer.max_epochs": 2,
         "trainer.enable_progress_bar": "false",
     }
@@ -117,7 +120,7 @@ def test_a_checkpoint_of_sft_can_be_evaluated_and_its_config_stays(tmp_path, cap
     run = tmp_path / "run"
     options = {
         "data.path": tmp_path / "demos",
-        "data.num_eval_episodes": 5,
+        "data.evaluation.num_episodes": 5,
         "data.collector.progress": "false",
         "trainer.default_root_dir": run,
         "trainer.enable_progress_bar": "false",
@@ -136,7 +139,11 @@ def test_a_checkpoint_of_sft_can_be_evaluated_and_its_config_stays(tmp_path, cap
 
 def test_rl_logs_what_the_field_greps_for_and_its_ratio_starts_at_one(rl, tmp_path):
     run = tmp_path / "run"
-    main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": run, "data.num_recorded_episodes": 10}))
+    main(
+        arguments(
+            "fit", "rl.yaml", {**rl, "trainer.default_root_dir": run, "data.evaluation.num_recorded_episodes": 10}
+        )
+    )
     for tag in [
         "rollout/success_rate",
         "rollout/episode_return",
@@ -200,14 +207,14 @@ def test_the_reference_of_a_policy_with_an_adapter_has_the_adapter(rl, tmp_path)
     disturb(adapted)
     adapted.save_pretrained(tmp_path / "adapted")
     options = {"model.policy.pretrained": tmp_path / "adapted", "model.objective.kl_coef": 1.0, "model.optimizer.lr": 0}
-    options |= {"data.episodes_per_iteration": 5, "data.num_eval_episodes": 0, "trainer.max_epochs": 1}
+    options |= {"data.episodes_per_iteration": 5, "data.evaluation.num_episodes": 0, "trainer.max_epochs": 1}
     main(arguments("fit", "rl.yaml", {**rl, **options, "trainer.default_root_dir": tmp_path / "run"}))
     assert scalars(tmp_path / "run", "train/reference_kl") == [0.0]
 
 
 def test_a_resumed_run_keeps_its_reference(rl, tmp_path):
     """Of adapters that begin at random; a run that took its reference anew would learn other weights."""
-    rl = {**rl, "model.objective.kl_coef": 1.0, "data.num_eval_episodes": 0, "data.episodes_per_iteration": 5}
+    rl = {**rl, "model.objective.kl_coef": 1.0, "data.evaluation.num_episodes": 0, "data.episodes_per_iteration": 5}
     rl |= {"model.policy.lora.r": 2, "model.policy.lora.init_lora_weights": "false"}
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     main(arguments("fit", "rl.yaml", {**rl, "trainer.default_root_dir": whole}))
@@ -219,7 +226,7 @@ def test_a_resumed_run_keeps_its_reference(rl, tmp_path):
 
 
 def test_a_run_without_reference_is_not_resumed_with_one(rl, tmp_path, capsys):
-    run = {**rl, "trainer.default_root_dir": tmp_path / "run", "data.num_eval_episodes": 0}
+    run = {**rl, "trainer.default_root_dir": tmp_path / "run", "data.evaluation.num_episodes": 0}
     main(arguments("fit", "rl.yaml", {**run, "trainer.max_epochs": 1}))
     with pytest.raises(SystemExit):
         main(arguments("fit", "rl.yaml", {**run, "ckpt_path": "last", "model.objective.kl_coef": 0.1}))
@@ -232,7 +239,7 @@ def test_a_run_without_reference_is_not_resumed_with_one(rl, tmp_path, capsys):
             {
                 **run,
                 "ckpt_path": "last",
-                "data.num_eval_episodes": 5,
+                "data.evaluation.num_episodes": 5,
                 "model.objective.kl_coef": 0.1,
                 "trainer.max_epochs": 1,
             },
@@ -262,14 +269,10 @@ def test_a_run_follows_its_step_schedule_and_the_evaluation_records_it(rl, tmp_p
     main(arguments("validate", "rl.yaml", options))
     printed = capsys.readouterr().out
     assert "held-out episodes, K = 1 (reach, collect), 2 (carry), 4 (push), 8 (detour)" in printed
-    record = json.loads((validated / "evaluation.json").read_text())
-    assert record["num_steps"] == STEPS
-    assert {row["task"]: row["num_steps"] for row in record["episodes"]} == STEPS
-    spent = sum(row["num_steps"] * row["num_decisions"] for row in record["episodes"])
-    assert record["total"]["network_evaluations_per_episode"] == pytest.approx(spent / 10)
-    decisions = sum(row["num_decisions"] for row in record["episodes"])
-    assert record["total"]["network_evaluations_per_decision"] == pytest.approx(spent / decisions)
-    assert record["tasks"]["push"]["network_evaluations_per_decision"] == 4
+    header, records = read_whole_evaluation(validated)
+    assert header["num_steps"] == {record.task: record.num_steps for record in records.values()} == STEPS
+    spent = sum(record.num_steps * record.num_decisions for record in records.values())
+    decisions = sum(record.num_decisions for record in records.values())
     assert f"{spent / decisions:.2f}  {spent / 10:>7.1f}" in printed
 
 
@@ -283,7 +286,7 @@ def test_a_run_measures_its_schedule_anew_and_keeps_it_when_resumed(rl, tmp_path
 
     monkeypatch.setattr("dvla_lightning.data.rescheduling.measure_schedule", and_remember)
     rl = {**rl, "data.reschedule": "{every: 2, num_steps: [1, 4], episodes_per_task: 1}"}
-    rl = {**rl, "data.episodes_per_iteration": 6, "data.num_eval_episodes": 2, "trainer.default_root_dir": run}
+    rl = {**rl, "data.episodes_per_iteration": 6, "data.evaluation.num_episodes": 2, "trainer.default_root_dir": run}
     rl["data.tasks"] = "[reach, detour]"
     main(arguments("fit", "rl.yaml", {**rl, "trainer.max_epochs": 1}))
     assert len(measured) == 1 and set(measured[0].values()) <= {1, 4}
@@ -348,7 +351,7 @@ def test_fast_dev_run_measures_on_one_episode_per_task(tiny_policy, tmp_path):
 def make_rl(policy, **options):
     data = RolloutDataModule(
         Collector(Tabletop(), num_envs=20, progress=False), episodes_per_iteration=20, minibatch_size=20,
-        num_eval_episodes=0, **options,
+        evaluation=Evaluation(), **options,
     )  # fmt: skip
     objective = TrajectoryPPO(target_kl=1e-4)
     return DVLAModule(policy, objective, lambda parameters: torch.optim.Adam(parameters, lr=1e-2)), data
@@ -426,18 +429,17 @@ def test_two_ranks_evaluate_the_same_episodes_as_one(rl, tmp_path):
     for name, options in (("one", {"trainer.devices": 1}), ("two", DDP)):
         run = tmp_path / name
         shared = {k: v for k, v in rl.items() if k.split(".")[-1] not in ("max_epochs", "check_val_every_n_epoch")}
-        options = {**shared, **options, "data.num_eval_episodes": 15, "trainer.default_root_dir": run}
+        options = {**shared, **options, "data.evaluation.num_episodes": 15, "trainer.default_root_dir": run}
         tables.append(launch(arguments("validate", "rl.yaml", options)).split("every episode")[0])
-        records.append(json.loads((run / "evaluation.json").read_text()))
+        records.append([dataclasses.replace(row, seconds=0) for row in read_whole_evaluation(run)[1].values()])
     assert tables[0] == tables[1] and "(n = 15)" in tables[0]
-    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in record["episodes"]] for record in records]
-    assert len(rows[0]) == 15 and rows[0] == rows[1]
+    assert len(records[0]) == 15 and set(records[0]) == set(records[1])
 
 
 def test_two_ranks_train_on_the_episodes_of_both(rl, tmp_path):
     """The same specs, split over ranks: the logged statistics are those of one rank that ran them all."""
     one, two = tmp_path / "one", tmp_path / "two"
-    options = {**rl, "trainer.max_epochs": 1, "data.episodes_per_iteration": 21, "data.num_eval_episodes": 5}
+    options = {**rl, "trainer.max_epochs": 1, "data.episodes_per_iteration": 21, "data.evaluation.num_episodes": 5}
     main(arguments("fit", "rl.yaml", {**options, "trainer.default_root_dir": one}))
     launch(arguments("fit", "rl.yaml", {**options, **DDP, "trainer.default_root_dir": two}))
     assert scalars(two, "rollout/num_episodes") == [21.0]
@@ -452,7 +454,10 @@ def test_two_ranks_follow_one_schedule_and_keep_groups_whole(rl, tmp_path):
     """Both measure their share; five groups are three for one rank and two for the other."""
     one, run = tmp_path / "one", tmp_path / "run"
     options = {"data.advantage": "grpo", "data.group_size": 2, "data.max_refills": 1, "data.tasks": "reach"}
-    options |= {"data.reschedule": "{every: 1, num_steps: [2, 1], episodes_per_task: 11}", "data.num_eval_episodes": 2}
+    options |= {
+        "data.reschedule": "{every: 1, num_steps: [2, 1], episodes_per_task: 11}",
+        "data.evaluation.num_episodes": 2,
+    }
     options |= {"data.episodes_per_iteration": 10, "trainer.max_epochs": 1, "trainer.default_root_dir": run, **DDP}
     launch(arguments("fit", "rl.yaml", {**rl, **options}))
     schedule = StepSchedule.read(run / "schedule.yaml")
@@ -461,7 +466,7 @@ def test_two_ranks_follow_one_schedule_and_keep_groups_whole(rl, tmp_path):
     assert scalars(run, "rollout/num_measured_episodes") == [22]
     # not ddp: in this process it would leave its port in the environment of the tests that follow
     options |= {"trainer.strategy": "auto", "trainer.devices": 1}
-    options |= {"trainer.default_root_dir": one, "data.num_eval_episodes": 0}
+    options |= {"trainer.default_root_dir": one, "data.evaluation.num_episodes": 0}
     main(arguments("fit", "rl.yaml", {**rl, **options}))
     alone = StepSchedule.read(one / "schedule.yaml")
     counts = [[(row["successes"], row["n"], row["decisions"]) for row in s.evidence["tasks"]["reach"]]
@@ -477,7 +482,7 @@ def test_two_ranks_run_sft(tmp_path):
         **DDP,
         "data.path": tmp_path / "demos",
         "data.batch_size": 16,
-        "data.num_eval_episodes": 5,
+        "data.evaluation.num_episodes": 5,
         "trainer.max_epochs": 1,
         "trainer.check_val_every_n_epoch": 1,
         "trainer.accelerator": "cpu",
@@ -491,7 +496,7 @@ def test_two_ranks_run_sft(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 1)])
 def test_a_signal_in_the_middle_of_a_collection_loses_at_most_that_iteration(number, code, rl, tmp_path):
     run = tmp_path / "run"
-    options = {**rl, "trainer.default_root_dir": run, "trainer.max_epochs": 100, "data.num_eval_episodes": 0}
+    options = {**rl, "trainer.default_root_dir": run, "trainer.max_epochs": 100, "data.evaluation.num_episodes": 0}
     command = [sys.executable, "-m", "dvla_lightning.cli", *arguments("fit", "rl.yaml", options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while not (run / "checkpoints" / "last.ckpt").exists():
@@ -507,7 +512,7 @@ def test_a_signal_in_the_middle_of_a_collection_loses_at_most_that_iteration(num
 def test_every_evaluation_verb_runs(verb, policy_dir, tmp_path, capsys):
     options = {
         "model.policy.pretrained": policy_dir,
-        "data.num_eval_episodes": 5,
+        "data.evaluation.num_episodes": 5,
         "data.collector.progress": "false",
         "trainer.enable_progress_bar": "false",
         "trainer.default_root_dir": tmp_path / "run",
@@ -515,7 +520,7 @@ def test_every_evaluation_verb_runs(verb, policy_dir, tmp_path, capsys):
     main(arguments(verb, "rl.yaml", options))
     printed = capsys.readouterr().out
     assert ("(n = 5)" in printed) == (verb != "predict")
-    assert (tmp_path / "run" / "evaluation.json").exists() == (verb != "predict")
+    assert (tmp_path / "run" / "evaluation.jsonl").exists() == (verb != "predict")
 
 
 def test_fit_chooses_on_selection_and_validate_reports_on_held_out_episodes(rl, tmp_path, capsys, monkeypatch):

@@ -66,6 +66,8 @@ def test_the_commands_of_the_readme_run_without_a_clone(installed, tmp_path):
     assert "configs/rl.yaml" in listed and "checkpoints/tabletop-sft" in listed
     run(dvla, "config", "cp", "all", cwd=tmp_path)
     words = ["--config", "configs/rl.yaml", "--model.policy.pretrained", "checkpoints/tabletop-sft"]
-    table = run(dvla, "validate", *words, "--data.num_eval_episodes", 10, "--trainer.accelerator", "cpu", cwd=tmp_path)
+    table = run(
+        dvla, "validate", *words, "--data.evaluation.num_episodes", 10, "--trainer.accelerator", "cpu", cwd=tmp_path
+    )
     assert "all tasks" in table and "(n = 10)" in table
-    assert (tmp_path / "runs" / "rl" / "evaluation.json").is_file()
+    assert (tmp_path / "runs" / "rl" / "evaluation.jsonl").is_file()

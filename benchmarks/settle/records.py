@@ -14,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.settle.arms import ARMS, BY_NAME
 from benchmarks.settle.run_folder import difference, is_finished
+from dvla_lightning.evaluation.manifest import read_whole_evaluation
 from dvla_lightning.evaluation.step_schedule import StepSchedule
+from dvla_lightning.evaluation.success import count_by_task
 
 CURVES = ("rollout/success_rate", "train/approx_kl", "train/clip_fraction", "train/first_max_abs_log_ratio")
 TIMES = ("time/collect_seconds", "time/update_seconds")
@@ -38,11 +40,11 @@ def read_unit(folder: Path, seed: int, arm: str) -> Record:
         schedule_before, schedule_after: schedules measured before and after RL, where there are any: num_steps, and
             what measuring cost in episodes and seconds (null: not timed).
     """
-    evaluation = json.loads((folder / "evaluation.json").read_text())
-    columns = ("successes", "n", "errors", "decisions")
-    counts = {task: [row[name] for name in columns] for task, row in evaluation["tasks"].items()}
-    bits = "".join("01"[row["success"]] for row in evaluation["episodes"])
-    record = {"seed": seed, "arm": arm, "num_steps": evaluation["num_steps"], "tasks": counts}
+    header, records = read_whole_evaluation(folder)
+    counts = count_by_task(header["num_steps"], records.values())
+    tasks = {task: [count.successes, count.n, count.errors, count.decisions] for task, count in counts.items()}
+    bits = "".join("01"[records[key].success] for key in sorted(records))
+    record: Record = {"seed": seed, "arm": arm, "num_steps": header["num_steps"], "tasks": tasks}
     record["outcomes"] = f"{int('1' + bits, 2):x}"
     if (folder / "config.yaml").exists():
         events = EventAccumulator(str(folder))

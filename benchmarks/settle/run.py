@@ -81,7 +81,7 @@ def prepare(root: Path, seed: int) -> None:
     log = folder / "sft.log"
     if not (folder / "sft" / "policy").exists():
         dvla(log, "collect", "collect.yaml", out=folder / "data", seed=seed)
-    sft = {"data.path": folder / "data", "data.num_eval_episodes": 0}
+    sft = {"data.path": folder / "data", "data.evaluation.num_episodes": 0}
     fit(log, "sft.yaml", folder / "sft", seed_everything=seed, **sft)
     measure_schedule(log, folder / "sft" / "policy", folder / "schedule.yaml", seed)
 
@@ -106,7 +106,7 @@ def train_and_evaluate(root: Path, seed: int, arm: Arm) -> None:
         policy = run / "policy"
     if arm.name in ("trajectory-K4", "schedule"):  # RL may remove the need for steps: measured again afterwards
         measure_schedule(log, policy, run / "schedule.yaml", seed)
-    evaluation = {"data.num_eval_episodes": NUM_EVAL_EPISODES, "data.num_recorded_episodes": 0}
+    evaluation = {"data.evaluation.num_episodes": NUM_EVAL_EPISODES, "data.evaluation.num_recorded_episodes": 0}
     where = {"trainer.default_root_dir": run, "trainer.enable_progress_bar": "false"}
     dvla(log, "validate", "rl.yaml", **{"model.policy.pretrained": policy}, **common, **steps, **evaluation, **where)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)

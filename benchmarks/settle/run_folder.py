@@ -9,11 +9,15 @@ from typing import Any
 import yaml
 
 from benchmarks.settle.arms import NUM_EVAL_EPISODES, TRAINING, Arm
+from dvla_lightning.evaluation.header import grid
+from dvla_lightning.evaluation.manifest import read_directory
+from dvla_lightning.evaluation.records import settle
 
 
 def is_finished(folder: Path) -> bool:
-    """The evaluation is an arm's last output."""
-    return (folder / "evaluation.json").exists()
+    """Whether every episode of the evaluation, an arm's last output, has ended."""
+    header, records = read_directory(folder)
+    return header is not None and len(settle(records)) == len(grid(header))
 
 
 def difference(folder: Path, arm: Arm) -> str | None:
@@ -27,7 +31,7 @@ def difference(folder: Path, arm: Arm) -> str | None:
     always = {"model.policy.sampler": arm.sampler, **arm.steps("")}
     wanted = {
         "config.yaml": {**always, **TRAINING, **arm.changes},
-        "validate.yaml": {**always, "data.num_eval_episodes": NUM_EVAL_EPISODES},
+        "validate.yaml": {**always, "data.evaluation.num_episodes": NUM_EVAL_EPISODES},
     }
     for name, options in wanted.items():
         if not (folder / name).exists():

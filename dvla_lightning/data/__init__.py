@@ -1,6 +1,14 @@
-"""Lightning data modules: demonstrations for SFT, rollouts for RL; both evaluate in closed loop."""
+"""Lightning data modules: demonstrations for SFT, rollouts for RL, evaluation alone; all evaluate in closed loop."""
 
+from dvla_lightning.data.demonstration_set import Demonstration, DemonstrationSet
 from dvla_lightning.data.demonstrations import DemonstrationDataModule
+from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.data.rollouts import RolloutDataModule
 
-__all__ = ["DemonstrationDataModule", "RolloutDataModule"]
+__all__ = [
+    "Demonstration",
+    "DemonstrationDataModule",
+    "DemonstrationSet",
+    "EvaluationDataModule",
+    "RolloutDataModule",
+]

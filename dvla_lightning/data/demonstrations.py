@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,19 +11,22 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.data.clipping import clipping_report
-from dvla_lightning.data.episode_files import Demonstration, load_demonstrations, num_copies
-from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
+from dvla_lightning.data.demonstration_set import Demonstration, DemonstrationSet
+from dvla_lightning.data.episode_files import load_demonstrations, num_copies
 from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError, check_number
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.objectives.supervised import DemonstrationBatch
 from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.seeding import derived_seed
+from dvla_lightning.wiring import learner_of
 
 
-class ChunkDataset(Dataset):
+class ChunkDataset(Dataset[DemonstrationBatch]):
     """Every observation of every demonstration with the action chunk that starts there.
 
     Args:
@@ -50,8 +53,8 @@ class ChunkDataset(Dataset):
         )
 
 
-class DemonstrationDataModule(EvaluationDataModule):
-    """Demonstrations collected with `dvla collect`, and closed-loop evaluation.
+class DemonstrationDataModule(DVLADataModule):
+    """Demonstrations collected with `dvla collect`, or read by a subclass of yours, and closed-loop evaluation.
 
     Args:
         path: directory of the demonstrations.
@@ -60,13 +63,7 @@ class DemonstrationDataModule(EvaluationDataModule):
         tasks: tasks to evaluate: "all", one name, or a list of names.
         num_steps: denoising steps K of every decision in evaluation, where there is no schedule.
         schedule: step schedule, a YAML file of `dvla schedule`: K per task.
-        num_eval_episodes: evaluation episodes of all tasks together; 0 evaluates nothing, "all" runs as many as the
-            environment's protocol asks for.
-        eval_seed: seed of the policy's draws in evaluation.
-        eval_split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
-        num_recorded_episodes: how many evaluation episodes keep pictures for the log.
-        save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
-        eval_shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
+        evaluation: which episodes are evaluated, by default none; inside `dvla fit` those of selection.
         seed: of shuffling and masking; the command line sets it from seed_everything.
     """
 
@@ -80,47 +77,45 @@ class DemonstrationDataModule(EvaluationDataModule):
         tasks: str | list[str] = "all",
         num_steps: int = 4,
         schedule: str | None = None,
-        num_eval_episodes: int | Literal["all"] = 0,
-        eval_seed: int = 0,
-        eval_split: EvaluationSplit = "heldout",
-        num_recorded_episodes: int = 0,
-        save_videos: bool = False,
-        eval_shard: str | None = None,
+        evaluation: Evaluation = Evaluation(),  # noqa: B008 - frozen
         seed: int = 0,
     ) -> None:
         check_number("data", "batch_size", batch_size, low=1)
-        super().__init__(
-            collector,
-            tasks,
-            num_steps,
-            schedule,
-            num_eval_episodes,
-            None,
-            eval_seed,
-            eval_split,
-            num_recorded_episodes,
-            save_videos,
-            eval_shard,
-        )
+        super().__init__(collector, tasks, num_steps, schedule, evaluation)
         self.path = local_path(path, "data.path")
         self.batch_size = batch_size
         self.seed = seed
-        self._loaded: tuple[dict[str, Any], list[Demonstration]] | None = None
+        self._found: DemonstrationSet | None = None
+
+    def read(self) -> DemonstrationSet:
+        """Reads what `dvla collect` left in `path`; a subclass overrides this to read a format of its own.
+
+        Called once in every process, before the first batch. docs/data-reader.md has an example.
+
+        Raises:
+            UserError: if there are no demonstrations, or they are damaged.
+        """
+        header, demonstrations = load_demonstrations(self.path)
+        if copies := num_copies(demonstrations):
+            rank_zero_warn(f"{copies} of the {len(demonstrations)} demonstrations in {self.path} are copies of others")
+        return DemonstrationSet(demonstrations, header["environment"].get("training_remark"))
 
     @property
-    def demonstrations(self) -> list[Demonstration]:
+    def demonstrations(self) -> Sequence[Demonstration]:
         """The episodes, read at the first use."""
-        return self._load()[1]
+        return self._checked_set().demonstrations
 
-    def _load(self) -> tuple[dict[str, Any], list[Demonstration]]:
-        """The content of dataset.json, and the episodes."""
-        if self._loaded is None:
-            self._loaded = load_demonstrations(self.path)
-            if copies := num_copies(self._loaded[1]):
-                rank_zero_warn(
-                    f"{copies} of the {len(self._loaded[1])} demonstrations in {self.path} are copies of others"
-                )
-        return self._loaded
+    def _checked_set(self) -> DemonstrationSet:
+        if self._found is None:
+            found, reader = self.read(), f"{type(self).__name__}.read()"
+            if not isinstance(found, DemonstrationSet):
+                raise UserError(f"{reader} must return a DemonstrationSet, it returned {type(found).__name__}")
+            try:
+                found.check()
+            except ValueError as error:
+                raise UserError(f"{self.path}, as {reader} reads it: {error}") from error
+            self._found = found
+        return self._found
 
     def check_policy(self, policy: DVLAPolicy) -> None:
         """Complains about data that do not fit, before anything else is done with them.
@@ -129,35 +124,34 @@ class DemonstrationDataModule(EvaluationDataModule):
             UserError: if the data set is damaged, or of another robot or other cameras than the policy or the
                 environment of the evaluation.
         """
-        header, demonstrations = self._load()
-        self._check_same("action_dim", header["action_dim"], policy.action_dim, "the policy")
+        shape = self._checked_set().shape
+        self._check_same("action_dim", shape["action_dim"], policy.action_dim, "the policy")
         try:
-            policy.processor.check(demonstrations[0].observation(0))
+            policy.processor.check(self.demonstrations[0].observation(0))
         except UserError as error:
             raise UserError(f"{self.path} does not fit the policy: {error}") from error
         if self.collector is not None:
             environment = self.collector.environment
             name = f"{type(environment).__name__}, the environment of the evaluation,"
             for key in ("action_dim", "proprioception_dim"):
-                self._check_same(key, header[key], getattr(environment, key), name)
-            self._check_same("cameras", sorted(header["cameras"]), sorted(environment.cameras), name)
+                self._check_same(key, shape[key], getattr(environment, key), name)
+            self._check_same("cameras", shape["cameras"], sorted(environment.cameras), name)
 
     def _check_same(self, key: str, own: Any, other: Any, whose: str) -> None:
         if own != other:
             raise UserError(f"{self.path} has {key} {own}, {whose} has {other}: choose what belongs together")
 
     def training_remark(self) -> str | None:
-        header, _ = self._load()
-        return header["environment"].get("training_remark")
+        return self._checked_set().training_remark
 
     def statistics_data(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """All actions (N, action_dim) and all proprioception vectors (M, proprioception_dim), for normalisation."""
         actions = np.concatenate([demo.actions for demo in self.demonstrations])
         return actions, np.concatenate([demo.proprioception for demo in self.demonstrations])
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[DemonstrationBatch]:
         """Shuffled batches of chunks."""
-        policy = self.trainer.lightning_module.policy
+        policy = learner_of(self).policy
         if report := clipping_report(policy, *self.statistics_data()):
             rank_zero_info(report)
         dataset = ChunkDataset(self.demonstrations, policy)

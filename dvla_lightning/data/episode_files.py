@@ -19,7 +19,6 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,37 +34,8 @@ from dvla_lightning.data.demonstration_checks import (
     check_log,
     check_row,
 )
-from dvla_lightning.envs.base import Observation
+from dvla_lightning.data.demonstration_set import Demonstration
 from dvla_lightning.errors import UserError
-
-
-@dataclass
-class Demonstration:
-    """One successful episode.
-
-    Attributes:
-        actions: (T, action_dim) float32 in the robot's units.
-        observed_at: (N,) int64, increasing; observation n was made before action observed_at[n].
-        images: camera -> (N, H, W, 3) uint8.
-        proprioception: (N, proprioception_dim) float32.
-        instruction: one sentence.
-        task: name of the task.
-    """
-
-    actions: NDArray[np.float32]
-    observed_at: NDArray[np.int64]
-    images: Mapping[str, NDArray[np.uint8]]
-    proprioception: NDArray[np.float32]
-    instruction: str
-    task: str
-
-    def observation(self, number: int) -> Observation:
-        """The n-th observation."""
-        return {
-            "images": {camera: frames[number] for camera, frames in self.images.items()},
-            "proprioception": self.proprioception[number],
-            "instruction": self.instruction,
-        }
 
 
 def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]]:
@@ -106,8 +76,9 @@ def num_copies(demonstrations: Sequence[Demonstration]) -> int:
 
 def _digest(demonstration: Demonstration) -> bytes:
     digest = hashlib.blake2b(demonstration.instruction.encode())
-    for array in (demonstration.actions, demonstration.proprioception, *demonstration.images.values()):
-        digest.update(np.ascontiguousarray(array))
+    pictures = [frames[number] for frames in demonstration.images.values() for number in range(frames.shape[0])]
+    for array in (demonstration.actions, demonstration.proprioception, *pictures):
+        digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
 
 

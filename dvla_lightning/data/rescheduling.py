@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning import Trainer
 
-from dvla_lightning.data.evaluation import EvaluationDataModule
+from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.errors import check_number
 from dvla_lightning.evaluation.step_measurement import check_choice, check_measurement, measure_schedule
 from dvla_lightning.evaluation.step_schedule import StepSchedule
@@ -56,7 +56,7 @@ class Rescheduling:
         self,
         trainer: Trainer,
         policy: DVLAPolicy,
-        data: EvaluationDataModule,
+        data: DVLADataModule,
         iteration: int,
         before_decision: Callable[[], None] | None = None,
     ) -> tuple[StepSchedule, dict[str, float]]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dvla_lightning.data.assembly import assemble, check_finite
+from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.data.clipping import clipping_metrics
-from dvla_lightning.data.evaluation import EvaluationDataModule, EvaluationSplit
 from dvla_lightning.data.groups import AdvantageName, EpisodeGroups
 from dvla_lightning.data.minibatches import IterationStream, minibatches
 from dvla_lightning.data.rescheduling import Rescheduling, measurement_metrics
 from dvla_lightning.data.rollout_metrics import episode_metrics, mean_commit_order, normalize_advantages, time_metrics
 from dvla_lightning.data.seeding import seed_epoch
 from dvla_lightning.errors import UserError, check_number
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.policy import DVLAPolicy
@@ -26,7 +27,7 @@ from dvla_lightning.rollout.episode import Episode, EpisodeSpec
 from dvla_lightning.wiring import learner_of
 
 
-class RolloutDataModule(EvaluationDataModule):
+class RolloutDataModule(DVLADataModule):
     """Collects episodes with the present policy at the start of every epoch and yields them as minibatches.
 
     Args:
@@ -50,14 +51,7 @@ class RolloutDataModule(EvaluationDataModule):
         group_size: episodes that begin in the same initial state; "grpo" and "rloo" need at least 2.
         max_refills: with groups: leave out those in which all episodes came out alike, and collect new ones in their
             place up to so many times (dynamic sampling of DAPO); null: train on every group.
-        num_eval_episodes: evaluation episodes of all tasks together; 0 evaluates nothing, "all" runs as many as the
-            environment's protocol asks for.
-        eval_num_steps: K in evaluation; None evaluates with the schedule or `num_steps`.
-        eval_seed: seed of the policy's draws in evaluation.
-        eval_split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
-        num_recorded_episodes: how many evaluation episodes keep pictures for the log.
-        save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
-        eval_shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
+        evaluation: which episodes are evaluated; inside `dvla fit` those of selection.
         seed: of the training episodes; the command line sets it from seed_everything.
 
     Attributes:
@@ -85,28 +79,10 @@ class RolloutDataModule(EvaluationDataModule):
         advantage: AdvantageName = "gae",
         group_size: int = 1,
         max_refills: int | None = None,
-        num_eval_episodes: int | Literal["all"] = 100,
-        eval_num_steps: int | None = None,
-        eval_seed: int = 0,
-        eval_split: EvaluationSplit = "heldout",
-        num_recorded_episodes: int = 10,
-        save_videos: bool = False,
-        eval_shard: str | None = None,
+        evaluation: Evaluation = Evaluation(num_episodes=100, num_recorded_episodes=10),  # noqa: B008 - frozen
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            collector,
-            tasks,
-            num_steps,
-            schedule,
-            num_eval_episodes,
-            eval_num_steps,
-            eval_seed,
-            eval_split,
-            num_recorded_episodes,
-            save_videos,
-            eval_shard,
-        )
+        super().__init__(collector, tasks, num_steps, schedule, evaluation)
         check_number("data", "episodes_per_iteration", episodes_per_iteration, low=1)
         check_number("data", "minibatch_size", minibatch_size, low=1)
         check_number("data", "ppo_epochs", ppo_epochs, low=1)

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation import chain
-from dvla_lightning.evaluation.header import Header, differences, grown
+from dvla_lightning.evaluation.header import Header, differences, grid, grown
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
 from dvla_lightning.evaluation.validation import check_header, check_new, check_size, read_record
 from dvla_lightning.files import whole_file
@@ -83,14 +83,14 @@ def read_file(path: Path) -> Contents:
     return contents
 
 
-def find_files(directory: Path, pattern: str = "evaluation*.jsonl") -> list[Path]:
+def find_files(directory: Path) -> list[Path]:
     """The files of all ranks, in order.
 
     Raises:
         UserError: if the directory cannot be looked into.
     """
     try:
-        return sorted(directory.glob(pattern))
+        return sorted(directory.glob("evaluation*.jsonl"))
     except OSError as error:  # of a name that is too long, or a directory that may not be read
         raise UserError(f"{directory} cannot be read ({error.strerror})") from error
 
@@ -123,6 +123,35 @@ def read_directory(directory: Path, header: Header | None = None) -> tuple[Heade
             )
         header, most = header or contents.header, max(most, there)
     return (None if header is None else grown(header, max(most, header["episodes_per_task"]))), records
+
+
+def read_evaluation(directory: Path) -> tuple[Header, dict[EpisodeKey, EpisodeRecord]]:
+    """The evaluation that a directory holds: its header, and one record of each episode that has ended.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    header, records = read_directory(directory)
+    if header is not None:
+        return header, settle(records)
+    if (directory / "evaluation.json").is_file():
+        raise UserError(f"{directory} holds only the evaluation.json of an older release: run `dvla validate` again")
+    raise UserError(f"{directory} holds no {NAME}: `dvla validate` writes it")
+
+
+def read_whole_evaluation(directory: Path) -> tuple[Header, dict[EpisodeKey, EpisodeRecord]]:
+    """The same of an evaluation of which every episode has ended.
+
+    Raises:
+        UserError: if there is none, or it is damaged, or episodes are missing.
+    """
+    header, records = read_evaluation(directory)
+    if len(records) < len(grid(header)):
+        raise UserError(
+            f"{directory} holds {len(records)} of {len(grid(header))} episodes: run its command again to finish it, or "
+            "join its shards with `dvla merge`"
+        )
+    return header, records
 
 
 class Manifest:
@@ -166,7 +195,7 @@ class Manifest:
             if there is not None and there["episodes_per_task"] > header["episodes_per_task"]:
                 raise UserError(
                     f"{directory} holds an evaluation of {there['episodes_per_task']} episodes per task, asked for are "
-                    f"{header['episodes_per_task']}: set num_eval_episodes to as many, or {ELSEWHERE}"
+                    f"{header['episodes_per_task']}: set data.evaluation.num_episodes to as many, or {ELSEWHERE}"
                 )
             self.found = settle(records)
         except UserError:

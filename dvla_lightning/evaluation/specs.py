@@ -13,7 +13,7 @@ from dvla_lightning.rollout.episode import EpisodeSpec
 from dvla_lightning.seeding import derived_seed, seed_sequence
 
 MAX_EPISODES = 1_000_000  # of an evaluation; far more than anybody runs, and few enough to be held in memory
-NO_STATES = "choose tasks that have some, or set num_eval_episodes: 0"
+NO_STATES = "choose tasks that have some, or set data.evaluation.num_episodes: 0"
 Use = Literal["rollouts", "demonstrations", "schedule"]
 
 
@@ -44,7 +44,7 @@ class Shard(NamedTuple):
             return cls()
         index, slash, count = text.partition("/")
         if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise UserError(f"eval_shard {text!r}: give i/n with i from 0 to n - 1, for example 0/2")
+            raise UserError(f"data.evaluation: shard {text!r}: give i/n with i from 0 to n - 1, for example 0/2")
         return cls(int(index), int(count))
 
     def of(self, specs: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:
@@ -114,14 +114,16 @@ def evaluation_specs(
     """
     per_task, rest = divmod(num_episodes, len(tasks))
     if rest or per_task < 1:
-        raise UserError(f"num_eval_episodes ({num_episodes}) must be a positive multiple of the {len(tasks)} tasks")
+        raise UserError(
+            f"data.evaluation: num_episodes ({num_episodes}) must be a positive multiple of the {len(tasks)} tasks"
+        )
     if num_episodes > MAX_EPISODES:
-        raise UserError(f"num_eval_episodes ({num_episodes}) can be {MAX_EPISODES} at most")
+        raise UserError(f"data.evaluation: num_episodes ({num_episodes}) can be {MAX_EPISODES} at most")
     specs = []
     for task in tasks:
         available = environment.num_states(task, split)
         if available is not None and per_task > available:
-            remedy = f"set num_eval_episodes to at most {available * len(tasks)}" if available else NO_STATES
+            remedy = f"set data.evaluation.num_episodes to at most {available * len(tasks)}" if available else NO_STATES
             states = f"{available} {SPLIT_NAMES[split]} initial states"
             raise UserError(f"task {task!r} has {states}, {per_task} were asked for: {remedy}")
         steps = _steps(num_steps, task)
@@ -153,7 +155,7 @@ def num_protocol_episodes(environment: Environment, tasks: Sequence[str]) -> int
     numbers = [environment.num_trials(task) for task in tasks]
     if None in numbers:
         raise UserError(
-            f"num_eval_episodes: all: {type(environment).__name__} does not say how many that is; give a number"
+            f"data.evaluation.num_episodes: all: {type(environment).__name__} does not say how many; give a number"
         )
     return sum(number for number in numbers if number is not None)
 

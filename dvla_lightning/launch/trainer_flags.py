@@ -57,7 +57,7 @@ def check_flags(flags: Any, verb: str) -> None:
         raise UserError(f"trainer must be a mapping from flags to values, got {flags!r}")
     for name, lowest, instead in (
         ("accumulate_grad_batches", 1, ""),
-        ("check_val_every_n_epoch", 1, "; to evaluate nothing set data.num_eval_episodes: 0"),
+        ("check_val_every_n_epoch", 1, "; to evaluate nothing set data.evaluation.num_episodes: 0"),
         ("gradient_clip_val", 0, "; null clips nothing"),
         ("log_every_n_steps", 0, ""),
         ("num_sanity_val_steps", -1, ""),
@@ -70,7 +70,9 @@ def check_flags(flags: Any, verb: str) -> None:
             raise UserError(f"trainer.{name} must be at least {lowest}, got {value}{instead}")
     for name in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
         if isinstance(share := flags.get(name), float) and 0 < share < 1:
-            raise UserError(f"trainer.{name} {share}: episodes are evaluated all together: set data.num_eval_episodes")
+            raise UserError(
+                f"trainer.{name} {share}: episodes are evaluated all together: set data.evaluation.num_episodes"
+            )
     if verb == "fit":
         _check_length(flags)
     _check_devices(flags)

@@ -132,7 +132,7 @@ def _gpu() -> Iterator[Check]:
 
 def _videos() -> Iterator[Check]:
     version = installed_version("av")
-    finding = f"av {version}" if version else "not installed (av missing), only data.save_videos needs it"
+    finding = f"av {version}" if version else "not installed (av missing), only data.evaluation.save_videos needs it"
     yield Check(True if version else None, "videos", finding, INSTALL_AV)
 
 

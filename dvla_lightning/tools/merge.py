@@ -1,4 +1,4 @@
-"""`dvla merge`: joins the shards of an evaluation into the record and table of one run."""
+"""`dvla merge`: joins the shards of an evaluation into the manifest and table of one run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.header import Header, differences, grid
-from dvla_lightning.evaluation.manifest import find_files, read_directory, write_manifest
-from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
+from dvla_lightning.evaluation.manifest import find_files, read_evaluation, write_manifest
+from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
 from dvla_lightning.evaluation.summary import conclude
 from dvla_lightning.paths import local_path
 from dvla_lightning.tools.parser import OneSentenceParser
@@ -17,17 +17,17 @@ from dvla_lightning.tools.parser import OneSentenceParser
 def main(args: Sequence[str]) -> None:
     """Runs the command line."""
     parser = OneSentenceParser(prog="dvla merge", description=(merge.__doc__ or "").split("\n")[0])
-    parser.add_argument("shards", nargs="+", help="run directories of `dvla validate --data.eval_shard i/n`")
-    parser.add_argument("--out", required=True, help="directory for the manifest and evaluation.json of the whole")
+    parser.add_argument("shards", nargs="+", help="run directories of `dvla validate --data.evaluation.shard i/n`")
+    parser.add_argument("--out", required=True, help="directory for the manifest of the whole")
     config = parser.parse_args(list(args))
     merge(config.shards, config.out)
 
 
 def merge(shards: Sequence[str], out: str) -> None:
-    """Joins the shards of an evaluation, prints its table, and writes its manifest and evaluation.json.
+    """Joins the shards of an evaluation, writes its manifest and prints its table.
 
     Args:
-        shards: run directories of `dvla validate --data.eval_shard i/n`.
+        shards: run directories of `dvla validate --data.evaluation.shard i/n`.
         out: directory for the result.
 
     Raises:
@@ -35,7 +35,7 @@ def merge(shards: Sequence[str], out: str) -> None:
             or one is in none.
     """
     directory = local_path(out, "--out")
-    if find_files(directory, "evaluation*.json*"):
+    if find_files(directory):
         raise UserError(f"--out {out} holds an evaluation already: choose another directory")
     header, records = _join([local_path(shard, "shard") for shard in shards])
     missing = [key for key in grid(header) if key not in records]
@@ -52,9 +52,9 @@ def _join(directories: Sequence[Path]) -> tuple[Header, dict[EpisodeKey, Episode
     """The common header, and one record per episode."""
     joined: dict[EpisodeKey, EpisodeRecord] = {}
     found_in: dict[EpisodeKey, Path] = {}
-    first, _ = _read(directories[0])
+    first, _ = read_evaluation(directories[0])
     for directory in directories:
-        header, records = _read(directory)
+        header, records = read_evaluation(directory)
         if header != first:
             raise UserError(
                 f"{directory} and {directories[0]} are shards of different evaluations; different are: "
@@ -65,10 +65,3 @@ def _join(directories: Sequence[Path]) -> tuple[Header, dict[EpisodeKey, Episode
                 raise UserError(f"{key} is in both {found_in[key]} and {directory}: name each shard once")
             joined[key], found_in[key] = record, directory
     return first, joined
-
-
-def _read(directory: Path) -> tuple[Header, dict[EpisodeKey, EpisodeRecord]]:
-    header, records = read_directory(directory)
-    if header is None:
-        raise UserError(f"{directory} holds no evaluation.jsonl: `dvla validate` writes it")
-    return header, settle(records)

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,8 +16,23 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from dvla_lightning.errors import UserError
 
-UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments:|Option|does not accept option) '?([-\w.=]+)")
+UNKNOWN_OPTION = re.compile(
+    r"(?:Group '([\w.]+)' )?(?:unrecognized arguments:|Option|does not accept option) '?([-\w.=]+)"
+)
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+(\(.*\))?)$")
+
+NO_CLASS = re.compile(r"Not a valid subclass of \w+$")
+DASH = re.compile(r"argument --[-\w.]+: expected one argument$")
+MOVED = {
+    "num_eval_episodes": "evaluation.num_episodes",
+    "eval_num_steps": "evaluation.num_steps",
+    "eval_seed": "evaluation.seed",
+    "eval_split": "evaluation.split",
+    "num_recorded_episodes": "evaluation.num_recorded_episodes",
+    "save_videos": "evaluation.save_videos",
+    "eval_shard": "evaluation.shard",
+}
+"""Options of data modules that had another name."""
 
 
 class ConfigFile(ActionConfigFile):
@@ -60,6 +76,8 @@ def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key") and '"' in line]
     where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
+    if not keys and (moved := _moved(useful[0], parser)):
+        return moved
     found = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", _all_expected(useful, given))
     return where + found + _meant(useful[0], keys, parser)
 
@@ -80,22 +98,44 @@ def _all_expected(useful: Sequence[str], given: str | None) -> str:
     return f"Expected {' or '.join(dict.fromkeys(names))}, got {given}"
 
 
+def moved_options(file: str, part: str) -> str:
+    """A sentence about all options of a part in a YAML file that have another name now; empty if there are none."""
+    content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
+    options = content.get(part) if isinstance(content, dict) else None
+    options = options.get("init_args", options) if isinstance(options, dict) else None
+    return ", ".join(f"{name} is now {part}.{MOVED[name]}" for name in options or () if name in MOVED)
+
+
+def _moved(line: str, parser: ArgumentParser | None) -> str | None:
+    """A sentence about an option that has another name now; None if this parser has no such option."""
+    option = UNKNOWN_OPTION.search(line)
+    if option is None or parser is None:
+        return None
+    name = option[2].lstrip("-").split("=")[0]
+    is_ours = MOVED.get(name) in {action.dest for action in parser._actions}
+    return f"{name} is now data.{MOVED[name]}" if is_ours else None
+
+
 def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str:
     """A near name of an option, or the classes that there are."""
     if parser is None:
         return ""
+    if DASH.match(line):
+        return ": a value that begins with - is joined to its option by =, as in --option=-1"
     if line.startswith('Parser key "config": File does not exist'):
         return ": `dvla config ls` lists the shipped ones, `dvla config cp` brings them here"
     if option := UNKNOWN_OPTION.search(line):
         known = {action.dest: None for action in _actions(parser) if action.dest != "help"}
-        wrong = option[1].lstrip("-").split("=")[0]
+        wrong = (f"{option[1]}." if option[1] else "") + option[2].lstrip("-").split("=")[0]
         near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.7)
         last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}  # the last word is right, the group is not
         near = near or [last[name] for name in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], last, 1, 0.8)]
         return f": did you mean {near[0]}?" if near else ""
-    if keys and (wrong_class := UNKNOWN_CLASS.search(line)):
+    if keys and ((wrong_class := UNKNOWN_CLASS.search(line)) or NO_CLASS.match(line)):
         hints = [getattr(action, "_typehint", None) for action in _actions(parser) if action.dest == keys[-1]]
         names = sorted({kind.__name__ for hint in hints for kind in known_classes(hint)})
+        if wrong_class is None:
+            return f": name its class first, one of {', '.join(names)}, or your own by its dotted path"
         near = difflib.get_close_matches(wrong_class[1], names, n=1)
         arguments = ", and its arguments as init_args" if wrong_class[2] else ""
         meant = f", did you mean {near[0]}{arguments}?" if near else ""

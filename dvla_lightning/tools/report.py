@@ -19,6 +19,7 @@ from dvla_lightning.envs.base import SPLIT_NAMES
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.comparison import Comparison, check_comparable, compare
 from dvla_lightning.evaluation.header import Header
+from dvla_lightning.evaluation.manifest import read_whole_evaluation
 from dvla_lightning.evaluation.pictures import load_strip
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
 from dvla_lightning.evaluation.success import (
@@ -28,7 +29,7 @@ from dvla_lightning.evaluation.success import (
     steps_text,
     wilson_interval,
 )
-from dvla_lightning.evaluation.summary import read_summary, remark_lines
+from dvla_lightning.evaluation.summary import remark_lines
 from dvla_lightning.files import whole_file
 from dvla_lightning.paths import local_path
 from dvla_lightning.tools.parser import run_tool
@@ -45,7 +46,7 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     """Compares two evaluations of the same episodes and draws the learning curve between them.
 
     Args:
-        before: run directory, or evaluation.json, of `dvla validate` before RL.
+        before: run directory of `dvla validate` before RL.
         after: the same after RL.
         run: run directory of `dvla fit` with RL.
         out: PNG file to write.
@@ -56,9 +57,8 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     run_directory, picture = local_path(run, "--run"), local_path(out, "--out")
     if picture.suffix != ".png":
         raise UserError(f"--out {out}: give a name that ends in .png")
-    (header_before, records_before), (header_after, records_after) = (
-        read_summary(_record_path(path)) for path in (before, after)
-    )
+    directories = local_path(before, "--before"), local_path(after, "--after")
+    (header_before, records_before), (header_after, records_after) = map(read_whole_evaluation, directories)
     check_comparable(header_before, header_after)
     compared = compare(header_before["num_steps"], records_before, records_after)
     sides = Side.of(header_before, records_before), Side.of(header_after, records_after)
@@ -67,7 +67,7 @@ def report(before: str, after: str, run: str, out: str = "report.png") -> None:
     for header, name in ((header_before, "before"), (header_after, "after")):
         for line in remark_lines(header):
             print(f"{line} ({name})")
-    _draw(run_directory, local_path(after, "--after"), title, *sides, compared, picture)
+    _draw(run_directory, directories[1], title, *sides, compared, picture)
     print(f"picture: {out}")
 
 
@@ -80,11 +80,6 @@ class Side(NamedTuple):
     @classmethod
     def of(cls, header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> Side:
         return cls(count_by_task(header["num_steps"], records.values()), header["num_steps"])
-
-
-def _record_path(path: str) -> Path:
-    found = local_path(path, "evaluation")
-    return found if found.suffix == ".json" else found / "evaluation.json"
 
 
 def _table(title: str, before: Side, after: Side, compared: Comparison) -> str:

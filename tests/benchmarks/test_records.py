@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from benchmarks.settle.arms import BY_NAME, NUM_ITERATIONS
 from benchmarks.settle.records import CURVES, TIMES, gather
 from benchmarks.settle.run_folder import difference
+from tests.evaluations import write_evaluation
 
 SAMPLER = {"confidence": "max_prob", "selection_temperature": 0.0, "temperature": 1.0}
 
@@ -16,13 +17,9 @@ SAMPLER = {"confidence": "max_prob", "selection_temperature": 0.0, "temperature"
 def make_unit(runs, seed, arm, num_successes=3, **data):
     """A finished run of five episodes, as `dvla` leaves it; `data` changes options of the data module."""
     folder = runs / f"seed-{seed}" / arm
-    folder.mkdir(parents=True)
-    row = {"successes": num_successes, "n": 5, "errors": 0, "decisions": 10, "rate": 0.0}
-    episodes = [{"success": number < num_successes} for number in range(5)]
-    content = {"num_steps": {"reach": 4}, "tasks": {"reach": row}, "episodes": episodes}
-    (folder / "evaluation.json").write_text(json.dumps(content))
+    write_evaluation(folder, [number < num_successes for number in range(5)])
     steps = {"num_steps": BY_NAME[arm].num_steps or 4, "schedule": None if BY_NAME[arm].num_steps else "a.yaml"}
-    steps |= {"episodes_per_iteration": 256, "num_eval_episodes": 500, **data}
+    steps |= {"episodes_per_iteration": 256, "evaluation": {"num_episodes": 500}, **data}
     estimator = "LastStep" if arm.startswith("last_step") else "Trajectory"
     config = {
         "model": {
@@ -105,7 +102,7 @@ def test_unknown_and_changed_arms_are_left_out(tmp_path, capsys):
         ("trajectory-K4", {"num_steps": 2}, "data.num_steps was 2, not 4"),
         ("trajectory-K4", {"schedule": "a.yaml"}, "it followed a schedule, not K = 4"),
         ("trajectory-K4", {"episodes_per_iteration": 64}, "data.episodes_per_iteration was 64, not 256"),
-        ("sft-max_prob-K4", {"num_eval_episodes": 100}, "data.num_eval_episodes was 100, not 500"),
+        ("sft-max_prob-K4", {"evaluation": {"num_episodes": 100}}, "data.evaluation.num_episodes was 100, not 500"),
         ("sft-schedule", {"schedule": None}, "data.schedule was None"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.settle import run
 from benchmarks.settle.arms import ARMS, BY_NAME
+from tests.evaluations import write_evaluation
 
 ROOT = Path(__file__).parents[2]
 TWO = [BY_NAME["sft-max_prob-K4"], BY_NAME["trajectory-K4"]]
@@ -27,8 +28,7 @@ def unit(root, seed, arm):
         log.write(f"{seed} {arm.name}\n")
     if (seed, arm.name) == (1, "trajectory-K4") and not (root / "mended").exists():
         raise RuntimeError("diverged")
-    folder.mkdir()
-    (folder / "evaluation.json").write_text("{}")
+    write_evaluation(folder, [True])
 
 
 def endless(root, seed, arm):

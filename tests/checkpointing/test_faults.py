@@ -155,6 +155,11 @@ def test_a_previous_checkpoint_alone_is_not_overlooked(word, run_rl, tmp_path, r
 
 
 def test_a_development_run_writes_nothing(run_rl, tmp_path):
-    run_rl(tmp_path / "run", trainer__fast_dev_run="true", data__num_eval_episodes=1, data__num_recorded_episodes=1)
+    run_rl(
+        tmp_path / "run",
+        trainer__fast_dev_run="true",
+        data__evaluation__num_episodes=1,
+        data__evaluation__num_recorded_episodes=1,
+    )
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()] if (tmp_path / "run").exists() else []
     assert not left

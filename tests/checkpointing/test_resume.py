@@ -168,9 +168,9 @@ def test_an_epoch_of_sft_that_was_cut_short_is_run_again(tmp_path, capfd):
     collect(Collector(Tabletop(), progress=False), str(tmp_path / "demos"), 5)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = {
-        "data.path": tmp_path / "demos", "data.batch_size": 16, "data.num_eval_episodes": 0, "trainer.max_epochs": 2,
-        "trainer.enable_progress_bar": "false", "trainer.accelerator": "cpu", "model.policy.backbone.dim": 16,
-        "model.policy.backbone.num_layers": 1, "model.policy.backbone.num_heads": 2,
+        "data.path": tmp_path / "demos", "data.batch_size": 16, "data.evaluation.num_episodes": 0,
+        "trainer.max_epochs": 2, "trainer.enable_progress_bar": "false", "trainer.accelerator": "cpu",
+        "model.policy.backbone.dim": 16, "model.policy.backbone.num_layers": 1, "model.policy.backbone.num_heads": 2,
     }  # fmt: skip
     main(arguments("fit", "sft.yaml", {**options, "trainer.default_root_dir": whole}))
     steps = load(whole / LAST)["global_step"]

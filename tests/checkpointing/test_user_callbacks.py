@@ -71,7 +71,7 @@ def test_a_run_with_them_resumes_to_the_same_weights_from_its_best_checkpoint(ru
     """One of validation, which Lightning writes before the epoch is over."""
     scores = {"monitor": "val/success_rate", "mode": "max", "save_top_k": -1, "filename": "best-{epoch}"}
     config, run = yaml_file(tmp_path / "more.yaml", (CHECKPOINT, scores)), tmp_path / "run"
-    evaluates = {"data__num_eval_episodes": 1, "trainer__check_val_every_n_epoch": 2}
+    evaluates = {"data__evaluation__num_episodes": 1, "trainer__check_val_every_n_epoch": 2}
     run_rl(run, "--config", config, trainer__max_epochs=2, **evaluates)
     best = run / "checkpoints" / "best-epoch=1.ckpt"
     before = load(best)["loops"]["fit_loop"]["epoch_progress"]["current"]
@@ -92,7 +92,7 @@ def test_a_checkpoint_from_inside_an_iteration_is_not_resumed_but_evaluated(run_
     with pytest.raises(SystemExit):
         run_rl(run, "--config", config, ckpt_path=checkpoint)
     assert "was written inside epoch 1, and training goes on from the end of an epoch only" in capfd.readouterr().err
-    run_rl(run, verb="validate", ckpt_path=checkpoint, data__num_eval_episodes=1)
+    run_rl(run, verb="validate", ckpt_path=checkpoint, data__evaluation__num_episodes=1)
     assert "(n = 1)" in capfd.readouterr().out
 
 

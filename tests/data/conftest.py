@@ -6,6 +6,7 @@ import pytest
 
 from dvla_lightning.data.rollouts import RolloutDataModule
 from dvla_lightning.envs.tabletop import Tabletop
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.rollout.collector import CollectionTimes
 from dvla_lightning.rollout.episode import Episode, Transition
 
@@ -34,7 +35,8 @@ def make_data():
 
     def make(outcome, ranks=1, rank=0, **options):
         options = {"episodes_per_iteration": 8, "group_size": 4, "advantage": "grpo", **options}
-        data = RolloutDataModule(Dice(outcome), num_eval_episodes=0, **options)
+        options.setdefault("evaluation", Evaluation())
+        data = RolloutDataModule(Dice(outcome), **options)
         state = SimpleNamespace(fn="fit")
         data.trainer = SimpleNamespace(
             world_size=ranks, global_rank=rank, fast_dev_run=False, received_sigterm=False, state=state

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from dvla_lightning.data.demonstration_set import Demonstration
 from dvla_lightning.data.demonstration_writer import DemonstrationWriter
 from dvla_lightning.data.demonstrations import ChunkDataset, DemonstrationDataModule
-from dvla_lightning.data.episode_files import Demonstration, load_demonstrations
+from dvla_lightning.data.episode_files import load_demonstrations
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.rollout.collector import Collector

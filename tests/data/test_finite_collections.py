@@ -7,6 +7,7 @@ from dvla_lightning.data.assembly import assemble, check_finite
 from dvla_lightning.data.rollouts import RolloutDataModule
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.objectives import TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
@@ -45,6 +46,6 @@ def test_a_run_ends_before_it_learns_from_such_a_collection(tiny_policy, tmp_pat
 
     monkeypatch.setattr("dvla_lightning.data.rollouts.assemble", assemble_badly)
     collector = Collector(Tabletop(), num_envs=5, progress=False)
-    data = RolloutDataModule(collector, episodes_per_iteration=5, minibatch_size=10, num_eval_episodes=0)
+    data = RolloutDataModule(collector, episodes_per_iteration=5, minibatch_size=10, evaluation=Evaluation())
     with pytest.raises(UserError, match="advantages_N is inf in row 0"):
         fit(DVLAModule(tiny_policy, TrajectoryPPO()), [[]], tmp_path, data=data)

@@ -33,7 +33,7 @@ def test_the_state_of_a_run_holds_what_it_measured(make_data):
     state = data.state_dict()
     for each, expected in ((make_data(None, reschedule=Rescheduling(every=2)), 1), (fixed, 4)):
         each.load_state_dict(state)
-        assert set(each.eval_steps.values()) == {expected}
+        assert set(each.evaluation_steps.values()) == {expected}
 
 
 @pytest.mark.parametrize(("is_given", "expected"), [(False, [0, 2, 4]), (True, [2, 4])])

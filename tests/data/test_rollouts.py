@@ -9,6 +9,7 @@ import pytest
 
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
+from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 
@@ -68,20 +69,20 @@ def test_too_few_groups_for_the_ranks_are_refused(make_data):
 # -- schedules ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_at_no_steps_is_refused(make_data, tiny_policy):
+def test_an_evaluation_at_no_steps_is_refused(make_data):
     with pytest.raises(UserError, match="got 0"):
-        make_data(None, eval_num_steps=0).prepare_steps(tiny_policy)
+        make_data(None, evaluation=Evaluation(num_steps=0))
 
 
 def test_a_schedule_rules_training_and_evaluation_unless_told_otherwise(make_data, tiny_policy, tmp_path):
     steps = dict(zip(Tabletop.tasks, [1, 2, 4, 8, 1], strict=True))
     StepSchedule(steps).write(tmp_path / "s.yaml")
     options = {"tasks": ["push", "reach"], "schedule": str(tmp_path / "s.yaml"), "num_steps": 3}
-    data, other = make_data(None, **options), make_data(None, **options, eval_num_steps=2)
+    data, other = make_data(None, **options), make_data(None, **options, evaluation=Evaluation(num_steps=2))
     for each in (data, other):
         each.prepare_steps(tiny_policy)
         assert dict(each.steps) == {"push": steps["push"], "reach": steps["reach"]}
-    assert data.eval_steps == dict(data.steps) and other.eval_steps == {"push": 2, "reach": 2}
+    assert data.evaluation_steps == dict(data.steps) and other.evaluation_steps == {"push": 2, "reach": 2}
 
 
 def test_a_schedule_of_another_sampler_is_used_with_a_warning(make_data, tiny_policy, tmp_path):
@@ -96,8 +97,7 @@ def test_a_schedule_of_another_sampler_is_used_with_a_warning(make_data, tiny_po
 
 def test_an_evaluation_follows_a_schedule_that_changed_since_its_dataloader_was_made(make_data):
     """Lightning makes the dataloader once in fit; RL may measure its schedule anew between two evaluations."""
-    data = make_data(None, tasks=["reach"])
-    data.num_eval_episodes = 4
+    data = make_data(None, tasks=["reach"], evaluation=Evaluation(num_episodes=4))
     loader = data.val_dataloader()
     assert [[spec.num_steps for spec in batch.specs] for batch in loader] == [[4] * 4]
     data.steps = {"reach": 1}
@@ -106,7 +106,6 @@ def test_an_evaluation_follows_a_schedule_that_changed_since_its_dataloader_was_
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_each_held_out_episode_is_run_by_one_rank(make_data, rank):
-    data = make_data(None, ranks=3, rank=rank, tasks=["reach"])
-    data.num_eval_episodes = 2
+    data = make_data(None, ranks=3, rank=rank, tasks=["reach"], evaluation=Evaluation(num_episodes=2))
     (batch,) = data.val_dataloader()
     assert [spec.initial_state for spec in batch.specs] == [[0], [1], []][rank]

@@ -115,7 +115,7 @@ def test_collect_train_and_validate(options, tmp_path, capsys):
     sft += [f"--data.path={tmp_path / 'data'}", f"--trainer.default_root_dir={tmp_path / 'sft'}"]
     main(["fit", "--config", "configs/robotwin/sft.yaml", *sft, "--trainer.max_epochs=1"])
     rl = words("data.collector.", environment)
-    rl += words("data.", {**one, "num_eval_episodes": 2, "num_recorded_episodes": 1})
+    rl += words("data.", {**one, "evaluation.num_episodes": 2, "evaluation.num_recorded_episodes": 1})
     rl += [f"--model.policy.pretrained={tmp_path / 'sft' / 'policy'}", f"--trainer.default_root_dir={tmp_path / 'v'}"]
     main(["validate", "--config", "configs/robotwin/rl.yaml", *rl])
     assert "(n = 2)" in capsys.readouterr().out

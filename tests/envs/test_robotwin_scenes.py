@@ -86,7 +86,7 @@ def test_selection_states_are_found_in_turn_between_training_and_evaluation(scen
     unchecked = scenes(validity="none", num_train_scenes=10_000)
     assert unchecked.find(TASK, "selection", 9_999) == (99_999, None)
     assert unchecked.find(TASK, "train", 9_999) == (9_999, None)
-    with pytest.raises(UserError, match="too few selection scenes for so many episodes: lower num_eval_episodes"):
+    with pytest.raises(UserError, match=r"too few selection scenes for so many episodes: lower data\.evaluation\.num"):
         unchecked.find(TASK, "selection", 10_000)  # the first seed of evaluation
 
 

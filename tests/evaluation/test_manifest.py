@@ -13,10 +13,16 @@ from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation import manifest
 from dvla_lightning.evaluation.header import differences, grid, make_header
-from dvla_lightning.evaluation.manifest import Manifest, read_directory, read_file
+from dvla_lightning.evaluation.manifest import (
+    Manifest,
+    read_directory,
+    read_evaluation,
+    read_file,
+    read_whole_evaluation,
+)
 from dvla_lightning.evaluation.records import EpisodeRecord, settle
 from dvla_lightning.evaluation.specs import evaluation_seed
-from dvla_lightning.evaluation.summary import evaluation_table, read_summary, summarize, write_summary
+from dvla_lightning.evaluation.summary import evaluation_table
 from tests.full_disk import largest_file
 
 
@@ -159,14 +165,12 @@ def test_an_episode_with_two_outcomes_is_refused():
         settle([record(), record(steps=6)])
 
 
-def test_the_summary_and_the_table_are_made_from_the_records(header, tmp_path):
+def test_the_table_is_made_from_the_records(header, tmp_path):
     rows = [record("push", n, success=n == 0) for n in (1, 0)] + [record("reach", 0), record("reach", 1, False, "died")]
     settled = settle(rows)
     assert set(settled) == set(grid(header))
-    summary = summarize(header, settled)
-    assert [(row["task"], row["initial_state"]) for row in summary["episodes"]] == sorted(settled)
-    assert summary["tasks"]["push"]["successes"] == 1 and summary["tasks"]["reach"]["errors"] == 1
-    assert read_summary(write_summary(tmp_path / "evaluation.json", summary)) == (header, settled)
+    written(tmp_path, header, rows)
+    assert read_whole_evaluation(tmp_path) == (header, settled)
     table = evaluation_table(header, settled)
     assert "66.7 % [20.8, 93.9] (n = 3), 1 errors" in table and "of 4 episodes" not in table
     assert "; 1 of 4 episodes" in evaluation_table(header, settle(rows[:1]))
@@ -179,11 +183,29 @@ def test_remarks_and_the_suite_are_in_every_table(header):
     assert table.startswith("libero_goal, protocol mm_act: held-out") and table.endswith("note: trained on the test")
 
 
-def test_an_evaluation_without_its_end_is_no_summary(header, tmp_path):
-    written(tmp_path, header, [record()])
-    with pytest.raises(UserError, match="without its end: run its command again"):
-        read_summary(tmp_path / "evaluation.json")
-    assert read_directory(tmp_path)[0] == header
+def test_an_evaluation_without_its_end_is_not_a_whole_one(header, tmp_path):
+    written(tmp_path, header, [record(), record(state=1, success=False, error="died")])
+    with pytest.raises(UserError, match="holds 2 of 4 episodes: run its command again to finish it, or join its sh"):
+        read_whole_evaluation(tmp_path)
+    assert read_evaluation(tmp_path)[0] == read_directory(tmp_path)[0] == header
+
+
+def test_ranks_together_make_a_whole_one(header, tmp_path):
+    for rank, task in enumerate(("reach", "push")):
+        kept = Manifest(tmp_path, header, rank)
+        kept.begin()
+        for state in range(2):
+            kept.append(record(task, state))
+        kept.close()
+    assert set(read_whole_evaluation(tmp_path)[1]) == set(grid(header))
+
+
+def test_a_directory_of_an_older_release_is_evaluated_again(tmp_path):
+    with pytest.raises(UserError, match=r"holds no evaluation\.jsonl: `dvla validate` writes it"):
+        read_evaluation(tmp_path)
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(UserError, match=r"only the evaluation\.json of an older release: run `dvla validate` again"):
+        read_evaluation(tmp_path)
 
 
 def grown_to(header, episodes_per_task):
@@ -197,7 +219,7 @@ def test_an_evaluation_grows_by_a_line(header, tmp_path):
     assert path.read_bytes().startswith(before)
     assert json.loads(path.read_text().splitlines()[2]).keys() == {"episodes_per_task", "chain"}
     assert read_directory(tmp_path) == (grown_to(header, 5), [record(), record(state=4)])
-    with pytest.raises(UserError, match="holds an evaluation of 5 episodes per task, asked for are 2: set num_eval"):
+    with pytest.raises(UserError, match="holds an evaluation of 5 episodes per task, asked for are 2: set data"):
         Manifest(tmp_path, header)
     with pytest.raises(UserError, match="different are: seed"):
         Manifest(tmp_path, {**grown_to(header, 9), "seed": 1})
@@ -281,11 +303,10 @@ def test_a_full_disk_leaves_a_manifest_that_goes_on(header, tmp_path):
     assert written(tmp_path / "new", header, [record()]).exists()
 
 
-def test_a_full_disk_keeps_the_last_summary(header, tmp_path):
+def test_a_full_disk_leaves_nothing_of_a_merged_manifest(header, tmp_path):
     rows = settle([record(task, n) for task in ("reach", "push") for n in range(2)])
-    path = write_summary(tmp_path / "evaluation.json", summarize(header, rows))
-    with largest_file(1000), pytest.raises(UserError, match=r"evaluation\.json cannot be written \(File too large\)"):
-        write_summary(path, summarize(header, rows))
     with largest_file(1000), pytest.raises(UserError, match=r"evaluation\.jsonl cannot be written \(File too large\)"):
         manifest.write_manifest(tmp_path, header, list(rows.values()))
-    assert read_summary(path) == (header, rows) and list(tmp_path.iterdir()) == [path]
+    assert not list(tmp_path.iterdir())
+    manifest.write_manifest(tmp_path, header, list(rows.values()))
+    assert read_whole_evaluation(tmp_path) == (header, rows)

@@ -116,8 +116,18 @@ class Few(Tabletop):
 @pytest.mark.parametrize(
     ("split", "task", "asked", "sentence"),
     [
-        ("heldout", "reach", 51, "50 held-out initial states, 51 were asked for: set num_eval_episodes to at most 50"),
-        ("selection", "reach", 8, "7 selection initial states, 8 were asked for: set num_eval_episodes to at most 7"),
+        (
+            "heldout",
+            "reach",
+            51,
+            "50 held-out initial states, 51 were asked for: set data.evaluation.num_episodes to at most 50",
+        ),
+        (
+            "selection",
+            "reach",
+            8,
+            "7 selection initial states, 8 were asked for: set data.evaluation.num_episodes to at most 7",
+        ),
         ("selection", "push", 1, "0 selection initial states, 1 were asked for: choose tasks that have some"),
     ],
 )

@@ -29,7 +29,7 @@ Trainer(accelerator="cpu", logger=False)
 
 def test_on_a_terminal_nothing_is_advertised_and_warnings_stay(tiny_policy, tmp_path):
     tiny_policy.save_pretrained(tmp_path / "policy")
-    common = ["--config", "configs/rl.yaml", "--data.num_eval_episodes", "5", "--trainer.accelerator", "cpu"]
+    common = ["--config", "configs/rl.yaml", "--data.evaluation.num_episodes", "5", "--trainer.accelerator", "cpu"]
     common += ["--model.policy.pretrained", str(tmp_path / "policy")]
     common += ["--trainer.default_root_dir", str(tmp_path / "run")]
     fit = ["fit", *common, "--data.episodes_per_iteration", "5", "--trainer.max_epochs", "1"]

@@ -20,7 +20,7 @@ def fit(tiny_policy, tmp_path):
     def run(rank, how, **options):
         options = {
             "model.policy.pretrained": tmp_path / "start",
-            "data.num_eval_episodes": 0,
+            "data.evaluation.num_episodes": 0,
             "data.episodes_per_iteration": 6,
             "data.collector.progress": "false",
             "trainer.default_root_dir": tmp_path / "run",

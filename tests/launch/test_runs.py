@@ -28,7 +28,7 @@ def fit(tiny_policy, tmp_path):
     tiny_policy.save_pretrained(tmp_path / "start")
 
     def run(directory, *more, config=RL, epochs=1, verb="fit"):
-        words = [verb, "--config", config, "--data.num_eval_episodes", 0, "--data.collector.progress", "false"]
+        words = [verb, "--config", config, "--data.evaluation.num_episodes", 0, "--data.collector.progress", "false"]
         words += ["--data.episodes_per_iteration", 5, "--trainer.enable_progress_bar", "false"]
         words += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", directory]
         words += ["--model.policy.pretrained", tmp_path / "start", "--trainer.max_epochs", epochs]
@@ -91,7 +91,7 @@ def test_one_command_starts_a_run_and_goes_on_with_it(fit, tmp_path, monkeypatch
     assert epoch(halved) == 1
     expected, resumed = (DVLAPolicy.from_pretrained(run / "policy").state_dict() for run in (whole, halved))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
-    validate = ["--data.num_eval_episodes", 5]
+    validate = ["--data.evaluation.num_episodes", 5]
     main(["validate", "--config", str(whole / "config.yaml"), "--ckpt_path", "last", *map(str, validate)])
     assert (whole / "validate.yaml").exists()
 

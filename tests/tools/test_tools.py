@@ -7,13 +7,10 @@ import pytest
 
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
-from dvla_lightning.evaluation.header import FORMAT_VERSION
-from dvla_lightning.evaluation.records import EpisodeRecord
-from dvla_lightning.evaluation.specs import evaluation_seed
-from dvla_lightning.evaluation.summary import summarize, write_summary
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.tools import report
 from dvla_lightning.tools.collect import collect
+from tests.evaluations import write_evaluation
 
 
 def rows(directory):
@@ -58,32 +55,6 @@ def test_collect_gives_up_on_an_expert_that_never_succeeds(tmp_path):
         collect(collector(), str(tmp_path / "d"), 1, tasks="detour", expert_noise=1e9)
 
 
-def make_record(path, outcomes, num_steps=4, **header):
-    """An evaluation of reach: outcomes are True, False or None, which is an error."""
-    header = {
-        "format_version": FORMAT_VERSION,
-        "policy": "0",
-        "environment": {"class": "Tabletop"},
-        "split": "heldout",
-        "seed": 0,
-        "num_steps": {"reach": num_steps},
-        "episodes_per_task": len(outcomes),
-        "num_action_steps": 4,
-        "sampler": {},
-        "precision": "32-true",
-        "remarks": [],
-        "versions": {},
-        **header,
-    }
-    records = {}
-    for n, success in enumerate(outcomes):
-        seed = evaluation_seed(header["split"], header["seed"], "reach", n)
-        error = "died" if success is None else None
-        record = EpisodeRecord("reach", n, seed, num_steps, bool(success), 5, 2, 0.5, error)
-        records[record.key] = record
-    return str(write_summary(path / "evaluation.json", summarize(header, records)).parent)
-
-
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
@@ -94,8 +65,8 @@ def make_record(path, outcomes, num_steps=4, **header):
     ],
 )
 def test_report_refuses_evaluations_of_different_episodes(other, difference, tmp_path):
-    before = make_record(tmp_path / "before", [True, False])
-    after = make_record(tmp_path / "after", **{"outcomes": [True, True], **other})
+    before = write_evaluation(tmp_path / "before", [True, False])
+    after = write_evaluation(tmp_path / "after", **{"outcomes": [True, True], **other})
     with pytest.raises(UserError, match=f"not evaluations of the same episodes; different are: {difference}"):
         report.report(before, after, str(tmp_path), str(tmp_path / "r.png"))
 
@@ -105,8 +76,8 @@ def test_report_refuses_evaluations_of_different_episodes(other, difference, tmp
     [(4, "held-out episodes, K = 4: success"), (2, "held-out episodes, K = 4 before and K = 2 after: success")],
 )
 def test_report_says_what_each_evaluation_cost(num_steps, line, tmp_path, capsys):
-    before = make_record(tmp_path / "before", [True, False])
-    after = make_record(tmp_path / "after", [True, True], num_steps=num_steps)
+    before = write_evaluation(tmp_path / "before", [True, False])
+    after = write_evaluation(tmp_path / "after", [True, True], num_steps=num_steps)
     with pytest.raises(UserError, match="has no TensorBoard scalar"):  # after the table
         report.report(before, after, str(tmp_path), str(tmp_path / "r.png"))
     out = capsys.readouterr().out
@@ -122,7 +93,7 @@ def test_report_gives_the_paired_difference_and_what_it_leaves_out(tmp_path, cap
     both, only_before, only_after, neither = 1, 1, 7, 12
     before = [True] * (both + only_before) + [False] * (only_after + neither) + [None, True]
     after = [True] * both + [False] * only_before + [True] * only_after + [False] * neither + [True, None]
-    paths = make_record(tmp_path / "before", before), make_record(tmp_path / "after", after)
+    paths = write_evaluation(tmp_path / "before", before), write_evaluation(tmp_path / "after", after)
     with pytest.raises(UserError, match="has no TensorBoard scalar"):
         report.report(*paths, str(tmp_path), str(tmp_path / "r.png"))
     lines = capsys.readouterr().out.splitlines()
@@ -136,17 +107,17 @@ def test_report_gives_the_paired_difference_and_what_it_leaves_out(tmp_path, cap
 
 
 def test_report_without_a_single_pair_claims_nothing(tmp_path, capsys):
-    paths = make_record(tmp_path / "before", [None, True]), make_record(tmp_path / "after", [True, None])
+    paths = write_evaluation(tmp_path / "before", [None, True]), write_evaluation(tmp_path / "after", [True, None])
     with pytest.raises(UserError, match="has no TensorBoard scalar"):
         report.report(*paths, str(tmp_path), str(tmp_path / "r.png"))
     assert "+0.0 [-100.0, +100.0] (n = 0)" in capsys.readouterr().out
 
 
 def test_report_refuses_paths_without_a_record_or_run(tmp_path):
-    make_record(tmp_path / "before", [True, False])
+    write_evaluation(tmp_path / "before", [True, False])
     good, file = str(tmp_path / "before"), str(tmp_path / "before" / "config.yaml")
     Path(file).touch()
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"holds no evaluation\.jsonl"):
         report.report(file, good, good, str(tmp_path / "r.png"))
     with pytest.raises(UserError, match=r"ends in \.png"):
         report.report(good, good, good, str(tmp_path / "r.foo"))
@@ -157,8 +128,8 @@ def test_report_refuses_paths_without_a_record_or_run(tmp_path):
 def test_report_draws_curve_table_and_frames(tmp_path, capsys):
     from torch.utils.tensorboard import SummaryWriter
 
-    make_record(tmp_path / "before", [False, False])
-    make_record(tmp_path / "after", [True, True])
+    write_evaluation(tmp_path / "before", [False, False])
+    write_evaluation(tmp_path / "after", [True, True])
     with SummaryWriter(str(tmp_path / "run")) as writer:
         for epoch in range(3):
             writer.add_scalar("epoch", epoch, epoch * 7)

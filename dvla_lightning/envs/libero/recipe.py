@@ -48,7 +48,7 @@ class Libero(Environment):
         suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90.
         protocol: A published evaluation: "openvla_oft", "lerobot" or "mm_act" (docs/libero.md). It sets image_size,
             rendering, max_steps, num_wait_steps, state, gripper, where the furniture stands, and the number of
-            episodes of `num_eval_episodes: all`. What is given beside it wins.
+            episodes of `data.evaluation.num_episodes: all`. What is given beside it wins.
         assets_dir: Folder with LIBERO's meshes and textures. If not given: the environment variable LIBERO_ASSETS,
             else wherever hf-libero finds or downloads them.
         image_size: Height and width of each image in pixels. If not given: the protocol's, else 128.

@@ -134,5 +134,7 @@ class Scenes:
 def _own(split: str, seed: int) -> int:
     """Returns the seed; raises UserError if it lies beyond those of its split."""
     if split == "selection" and seed >= END_OF_SELECTION:
-        raise UserError("RoboTwin has too few selection scenes for so many episodes: lower num_eval_episodes")
+        raise UserError(
+            "RoboTwin has too few selection scenes for so many episodes: lower data.evaluation.num_episodes"
+        )
     return seed
