@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import yaml
 from lightning import Callback, Trainer, seed_everything
@@ -62,7 +62,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> Never:
         raise UserError(useful_line(message, self))
 
 
@@ -144,6 +144,7 @@ class DVLACommand(LightningCLI):
         """Lightning would overwrite the command line with the checkpoint's arguments; here the command line counts."""
 
     def before_instantiate_classes(self) -> None:
+        assert self.subcommand is not None
         config = self.config[self.subcommand]
         check_flags(config.trainer, self.subcommand)
         check_nulls("data", config.data)

@@ -10,6 +10,11 @@ def data_of(trainer: Any) -> Any:
     return trainer.datamodule
 
 
+def num_epochs_done(trainer: Any) -> int:
+    """Epochs that are done; `current_epoch` is one too low in the first collection after a resume."""
+    return int(trainer.fit_loop.epoch_progress.current.processed)
+
+
 def is_trial(trainer: Any) -> bool:
     """Whether `fast_dev_run` asks for a few minibatches that leave nothing behind."""
     return bool(trainer.fast_dev_run)

@@ -22,6 +22,7 @@ from dvla_lightning.evaluation.step_schedule import StepSchedule, sampler_mismat
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
+from dvla_lightning.trainer import is_trial
 
 
 class DVLADataModule(LightningDataModule, ABC):
@@ -109,7 +110,7 @@ class DVLADataModule(LightningDataModule, ABC):
             UserError: if the environment has not so many initial states, or the tasks do not divide the episodes.
         """
         evaluation = self.evaluation
-        if self.trainer is not None and self.trainer.fast_dev_run:
+        if self.trainer is not None and is_trial(self.trainer):
             evaluation = dataclasses.replace(evaluation, num_episodes=len(self.tasks))
         return evaluation.specs(self._collector.environment, self.split, self.tasks, self.evaluation_steps)
 
@@ -129,7 +130,7 @@ class DVLADataModule(LightningDataModule, ABC):
         """
         self._end_evaluation()
         trainer = self._trainer
-        stands_alone = trainer.state.fn in ("validate", "test") and not trainer.fast_dev_run
+        stands_alone = trainer.state.fn in ("validate", "test") and not is_trial(trainer)
         root = Path(trainer.default_root_dir)
         videos = root / "videos" if stands_alone and self.evaluation.save_videos else None
         self._run = EvaluationRun(self._collector, policy, videos)
@@ -154,7 +155,7 @@ class DVLADataModule(LightningDataModule, ABC):
             raise SIGTERMException
 
     def on_exception(self, exception: BaseException) -> None:
-        """Gives the manifest free: the process may live on, and Lightning skips `teardown`."""
+        """Releases the manifest: the process may live on, and Lightning skips `teardown`."""
         self._end_evaluation()
 
     def teardown(self, stage: str) -> None:
@@ -197,5 +198,5 @@ class _OwnEpisodes(Dataset[SpecBatch]):
         return SpecBatch(self.data.evaluation.share(specs, trainer.global_rank, trainer.world_size))
 
 
-def _identity(batch: SpecBatch) -> SpecBatch:
+def _identity(batch: Any) -> Any:
     return batch

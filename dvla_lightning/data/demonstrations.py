@@ -23,6 +23,7 @@ from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.seeding import derived_seed
+from dvla_lightning.trainer import num_epochs_done
 from dvla_lightning.wiring import learner_of
 
 
@@ -170,11 +171,11 @@ class _EpochShuffle(Sampler[int]):
         self.num_chunks, self.data = num_chunks, data
 
     def __len__(self) -> int:
-        return self.num_chunks // self.data.trainer.world_size
+        return self.num_chunks // self.data._trainer.world_size
 
     def __iter__(self) -> Iterator[int]:
-        trainer = self.data.trainer
-        epoch, rank, ranks = trainer.fit_loop.epoch_progress.current.processed, trainer.global_rank, trainer.world_size
+        trainer = self.data._trainer
+        epoch, rank, ranks = num_epochs_done(trainer), trainer.global_rank, trainer.world_size
         seed_epoch(self.data.seed, epoch, rank)
         # The same order on all ranks, and on any number of them.
         shared = torch.Generator().manual_seed(derived_seed("demonstration order", self.data.seed, epoch, bits=32))
@@ -187,5 +188,5 @@ def _chunk(demo: Demonstration, number: int, chunk_size: int) -> tuple[NDArray[n
     return demo.actions[np.minimum(steps, len(demo.actions) - 1)], steps >= len(demo.actions)
 
 
-def _already_a_batch(batch: DemonstrationBatch) -> DemonstrationBatch:
+def _already_a_batch(batch: Any) -> Any:
     return batch

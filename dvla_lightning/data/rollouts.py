@@ -24,6 +24,7 @@ from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import CollectionTimes, Collector
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
+from dvla_lightning.trainer import is_trial, num_epochs_done
 from dvla_lightning.wiring import learner_of
 
 
@@ -61,6 +62,7 @@ class RolloutDataModule(DVLADataModule):
     """
 
     epoch_name = "iteration"
+    collector: Collector
     batch_type = RolloutBatch
 
     def __init__(
@@ -122,9 +124,8 @@ class RolloutDataModule(DVLADataModule):
 
     def _run_iteration(self) -> Iterator[RolloutBatch]:
         """One RL iteration: collects, then yields minibatches until the learner wants no more."""
-        trainer, learner = self.trainer, learner_of(self)
-        # Not current_epoch: that is one too low in the first collection after a resume.
-        iteration = trainer.fit_loop.epoch_progress.current.processed
+        trainer, learner = self._trainer, learner_of(self)
+        iteration = num_epochs_done(trainer)
         seed_epoch(self.seed, iteration, trainer.global_rank)
         learner.begin_iteration(iteration)
         rollouts = self.collect(iteration)
@@ -146,7 +147,7 @@ class RolloutDataModule(DVLADataModule):
         """
         learner = learner_of(self)
         # The same autocast as in training_step: other dtypes would give other log-probabilities.
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with torch.no_grad(), self._trainer.precision_plugin.forward_context():
             cost = self._measure_if_due(learner.policy, iteration)
             start = time.perf_counter()
             ran, chosen, times = self._collect_episodes(learner.policy, iteration)
@@ -168,7 +169,7 @@ class RolloutDataModule(DVLADataModule):
         """Replaces the step schedule where this iteration begins with a measurement; returns its metrics."""
         if self.reschedule is None or not self.reschedule.is_due(iteration, self.is_schedule_given):
             return measurement_metrics()
-        schedule, cost = self.reschedule.measure(self.trainer, policy, self, iteration, self.stop_on_sigterm)
+        schedule, cost = self.reschedule.measure(self._trainer, policy, self, iteration, self.stop_on_sigterm)
         self.steps = dict(schedule)
         return cost
 
@@ -176,9 +177,9 @@ class RolloutDataModule(DVLADataModule):
         self, policy: DVLAPolicy, iteration: int
     ) -> tuple[list[Episode], list[Episode], list[CollectionTimes]]:
         """All episodes this rank ran, those to train on, and where the time of each collection went."""
-        ranks = self.trainer.world_size
+        ranks = self._trainer.world_size
         num_episodes = self.episodes_per_iteration
-        if self.trainer.fast_dev_run:
+        if is_trial(self._trainer):
             num_episodes = max(len(self.tasks), ranks) * self.groups.size
         self.groups.check_share(num_episodes, ranks)
         times: list[CollectionTimes] = []
@@ -197,7 +198,7 @@ class RolloutDataModule(DVLADataModule):
     def _own_specs(self, num_episodes: int, iteration: int, refill: int) -> list[EpisodeSpec]:
         """This rank's share of the training episodes."""
         specs = training_specs(self.tasks, num_episodes, self.steps, self.seed, iteration, self.groups.size, refill)
-        return self.groups.share(specs, self.trainer.global_rank, self.trainer.world_size)
+        return self.groups.share(specs, self._trainer.global_rank, self._trainer.world_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": dict(self.steps)}
@@ -206,8 +207,7 @@ class RolloutDataModule(DVLADataModule):
         if self.reschedule is None:  # the command line decides
             return
         steps = state_dict.get("steps")
-        known = [task for task in self.tasks if isinstance(steps, dict) and type(steps.get(task)) is int]
-        if len(known) < len(self.tasks) or min(steps.values()) < 1:
+        if not isinstance(steps, dict) or any(type(steps.get(t)) is not int or steps[t] < 1 for t in self.tasks):
             raise UserError(
                 f"the checkpoint's step schedule {steps!r} is not one of these tasks: {', '.join(self.tasks)}"
             )

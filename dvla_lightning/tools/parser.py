@@ -23,6 +23,7 @@ UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+(\(.*\))?)$"
 
 NO_CLASS = re.compile(r"Not a valid subclass of \w+$")
 DASH = re.compile(r"argument --[-\w.]+: expected one argument$")
+NO_HELP = ("Expected a <class 'NoneType'>", "Expected a path")
 MOVED = {
     "num_eval_episodes": "evaluation.num_episodes",
     "eval_num_steps": "evaluation.num_steps",
@@ -45,7 +46,7 @@ class ConfigFile(ActionConfigFile):
             UserError: if it is no YAML, or no mapping.
         """
         try:
-            super().__call__(parser, cfg, values, option_string)
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         except (TypeError, UserError, UnicodeDecodeError) as error:
             found = error.__context__ if isinstance(error, UserError) else error
             if str(found).startswith("Unexpected config"):
@@ -70,8 +71,7 @@ class OneSentenceParser(ArgumentParser):
 def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
     """The line that says what is wrong, with the key it is about; with a parser also what may have been meant."""
     lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
-    noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value")
-    noise += ("Expected a <class 'NoneType'>", "Expected a path")
+    noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value", *NO_HELP)
     useful = [line for line in lines if not line.startswith(noise)] or lines[-1:]
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key") and '"' in line]
     where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
@@ -168,6 +168,7 @@ def _actions(parser: ArgumentParser) -> list[Any]:
 
 def known_classes(hint: Any) -> Iterator[type]:
     """Classes that may be named where a class is asked for: those that are imported, and can be made."""
+    below: type
     for kind in typing.get_args(hint) or [hint]:
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
             if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):

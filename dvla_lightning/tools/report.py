@@ -84,8 +84,8 @@ class Side(NamedTuple):
 
 def _table(title: str, before: Side, after: Side, compared: Comparison) -> str:
     rows = [(task, before.counts[task], after.counts[task], compared.by_task[task]) for task in before.counts]
-    totals = (sum(side.counts.values(), SuccessCount(0, 0)) for side in (before, after))
-    rows.append(("all tasks", *totals, compared.total))
+    old_total, new_total = (sum(side.counts.values(), SuccessCount(0, 0)) for side in (before, after))
+    rows.append(("all tasks", old_total, new_total, compared.total))
     width = max(len(name) for name, *_ in rows)
     steps = steps_text(after.num_steps)
     if before.num_steps != after.num_steps:
