@@ -1,7 +1,7 @@
 """Encode once, denoise many: what K = 4 denoising steps cost relative to K = 1.
 
-Times, in one run and interleaved, sampling (forward) and scoring (forward and backward) with MiniBackbone's cached
-prompt and packed views, and with the naive way: one full pass over [prompt, chunk] for every step or view. Both must
+Times sampling (forward) and scoring (forward and backward) in two ways, interleaved in one run: with MiniBackbone's
+cached prompt and packed views, and naively, with one full pass over [prompt, chunk] for every step or view. Both must
 give the same logits.
 
     python benchmarks/encode_once.py

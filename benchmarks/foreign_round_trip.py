@@ -1,7 +1,7 @@
-"""What it costs to keep a simulator in another Python: one action there, and three 320 x 240 pictures back.
+"""Cost of a simulator in another Python: one action there, and three 320 x 240 pictures back.
 
-The simulator does nothing but hand out its pictures, so the difference is that of the transport: a command out, 691 kB
-back, through a socket pair. The same command in this process is the baseline.
+The simulator only hands out its pictures, so the time is that of the transport through a socket pair: a command out,
+691 kB back. The same command in this process is the baseline.
 
     python -m benchmarks.foreign_round_trip [--interpreter /path/to/python]
 

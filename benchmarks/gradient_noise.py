@@ -1,10 +1,10 @@
-"""How much of a policy gradient is signal, for several ways to compute advantages from the same episodes.
+"""Signal and noise of a policy gradient, for several ways to compute advantages from the same episodes.
 
-The episodes are cut into parts, and the gradient of every part is one independent draw: products of different parts
-give the squared length of the expected gradient without bias, and what is left of their own squares is noise. Printed
-is the cosine between the expected gradient and that of an iteration, sqrt(s / (s + noise of the iteration)) with the
-squared length s, and its 95 % interval. It says how repeatable a gradient is, not that it is right: with a wrong value
-head, a small `gae_lambda` has another expectation than the policy gradient.
+The episodes are split into parts, and the gradient of each part is one independent draw. Products of different parts
+estimate s, the squared length of the expected gradient, without bias; the rest of each part's own square is noise. The
+benchmark prints the cosine between the expected gradient and that of an iteration, sqrt(s / (s + noise of the
+iteration)), with its 95 % interval. That tells how repeatable a gradient is, not whether it is right: with a wrong
+value head, the expectation at a small `gae_lambda` is not the policy gradient.
 
     python -m benchmarks.gradient_noise --policy runs/libero-rl/policy --environment.class_path Libero \
         --environment.init_args.suite libero_spatial --tasks "[<task>, <task>]" --num_steps 1

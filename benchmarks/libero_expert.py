@@ -1,11 +1,11 @@
-"""How often LIBERO's scripted expert solves each task, and what a demonstration costs.
+"""Success rate of LIBERO's scripted expert on each task, and the cost of a demonstration.
 
 Runs the expert as `dvla collect` does: on training initial states drawn from the same seed, with noise, and with
 further plans on a state where the first one fails. Nothing is rendered.
 
     python -m benchmarks.libero_expert --out libero_expert.jsonl
 
-Appends one line per episode to a file and continues it where it was stopped; prints a Markdown table.
+Appends one line per episode to a file; a second call continues there. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Constructs, resets, steps and renders every task of LIBERO, and tells which cannot.
+"""Constructs, resets, steps and renders every task of LIBERO, and names those that fail.
 
-Tasks run in batches, each batch in a process of its own, so that a crash or a hang costs one task; what is done is in a
-file of JSON lines, and a second call goes on there.
+Tasks run in batches, each batch in a process of its own, so that a crash or a hang costs one task. Finished tasks are
+kept in a file of JSON lines; a second call continues there.
 
     python -m benchmarks.libero_survey
 

@@ -1,8 +1,8 @@
-"""A minibatch with mixed denoising steps K against its buckets: equal gradient, no more than the sum of the costs.
+"""A minibatch with mixed denoising steps K against its buckets: equal gradients, and the cost of each.
 
 Collects decisions of the built-in environment with another K for every task, and times the update of the shipped policy
-(forward and backward): the whole minibatch at once, the bucket of each K by itself, and as many decisions all at the
-largest K, which is what padding would cost.
+(forward and backward) for three cases: the whole minibatch at once, the bucket of each K by itself, and as many
+decisions all at the largest K, as padding would have it.
 
     python -m benchmarks.mixed_steps
 

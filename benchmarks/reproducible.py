@@ -1,4 +1,4 @@
-"""What `collector.reproducible: true` costs: episodes per minute, one decision at a time against all that wait.
+"""Cost of `collector.reproducible: true`: episodes per minute with one decision at a time, and with batches of them.
 
 Both run the same training episodes in turns, on simulators in this process (`num_envs` of the configuration) and in
 child processes.

@@ -1,8 +1,8 @@
-"""Where the time of a RoboTwin episode goes, on the user's own checkout; needs ROBOTWIN_ROOT (docs/robotwin.md).
+"""Seconds per stage of a RoboTwin episode, on the user's own checkout; needs ROBOTWIN_ROOT (docs/robotwin.md).
 
-Every stage is timed as the trainer sees it: the worker's process and imports, the set-up of a scene, the first
-observation (shaders are compiled), a later one, one control step, the expert's whole episode, and what it costs to send
-an action to the other Python and the pictures back, which is the rest of a command's time.
+Every stage is timed as the trainer sees it: start of the worker, set-up of a scene, first observation (shaders are
+compiled), a later one, one control step, the expert's whole episode, and the transport of an action to the other Python
+and of the pictures back, which is the rest of a command's time.
 
     python -m benchmarks.robotwin_stages --environment RoboTwin --tasks stack_blocks_two [--policy runs/x/policy]
 

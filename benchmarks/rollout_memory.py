@@ -2,7 +2,7 @@
 
     python -m benchmarks.rollout_memory [NUM_DECISIONS]
 
-What is kept is compared with the bare pictures; 12,800 decisions are 512 episodes of 25.
+Compares what is kept with the bare pictures; 12,800 decisions are 512 episodes of 25.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Episodes on simulators of which a tenth go wrong, in ten ways: nothing lost, nothing twice, nothing silent.
+"""Episodes on simulators of which a tenth fail, in ten ways: no episode is lost, repeated or silently wrong.
 
 Runs the shipped policy of the built-in environment on child processes, with faults and without.
 

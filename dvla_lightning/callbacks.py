@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
@@ -19,7 +19,6 @@ from dvla_lightning.evaluation.ranks import gather_objects
 from dvla_lightning.evaluation.records import settle
 from dvla_lightning.evaluation.success import SuccessCount, steps_text, success_table, wilson_interval
 from dvla_lightning.evaluation.summary import conclude
-from dvla_lightning.trainer import data_of, is_trial
 
 
 class RolloutMetrics(Callback):
@@ -28,17 +27,17 @@ class RolloutMetrics(Callback):
     At the end of the epoch, because the collection of the first epoch runs before any hook of it.
     """
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self._first_batch_at = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._last_batch_done_at = time.perf_counter()  # a validation may follow before the epoch ends
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        metrics = dict(getattr(data_of(trainer), "rollout_metrics", {}))
+    def on_train_epoch_end(self, trainer: Any, module: LightningModule) -> None:
+        metrics = dict(getattr(trainer.datamodule, "rollout_metrics", {}))
         if metrics:
             metrics["time/update_seconds"] = self._last_batch_done_at - self._first_batch_at
         for name, value in metrics.items():
@@ -56,16 +55,16 @@ class CommitOrderPicture(Callback):
     def __init__(self) -> None:
         self._drawn: dict[int, torch.Tensor] | None = None
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
             self._draw(trainer, module)
 
-    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+    def on_train_end(self, trainer: Any, module: Any) -> None:
         self._draw(trainer, module)
 
-    def _draw(self, trainer: Trainer, module: Any) -> None:
-        commit_order = getattr(data_of(trainer), "commit_order", None)
-        if not commit_order or commit_order is self._drawn or not trainer.is_global_zero or is_trial(trainer):
+    def _draw(self, trainer: Any, module: Any) -> None:
+        commit_order = getattr(trainer.datamodule, "commit_order", None)
+        if not commit_order or commit_order is self._drawn or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         self._drawn = commit_order
         title = f"Commit order, epoch {trainer.fit_loop.epoch_progress.current.ready - 1}"
@@ -82,10 +81,10 @@ class EvaluationReport(Callback):
     The record of a stand-alone validation or test is its manifest in the run directory.
     """
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
         if trainer.sanity_checking:
             return
-        split, prefix = data_of(trainer).split, module.evaluation_prefix
+        split, prefix = trainer.datamodule.split, module.evaluation_prefix
         counts = module.task_success.by_task()
         total = sum(counts.values(), SuccessCount(0, 0))
         # Every rank takes part in the gathering, and in counting above.
@@ -103,18 +102,16 @@ class EvaluationReport(Callback):
             print(f"\nepoch {trainer.current_epoch}: {SPLIT_NAMES[split]} success {total}", flush=True)
             return
         if module.evaluation.header is None:  # a development run keeps no record
-            steps = data_of(trainer).evaluation_steps
+            steps = trainer.datamodule.evaluation_steps
             print(success_table(counts, f"{SPLIT_NAMES[split]} episodes, {steps_text(steps)}", steps), flush=True)
         else:
             print(conclude(directory, module.evaluation.header, records), flush=True)
 
-    def on_test_end(self, trainer: Trainer, module: Any) -> None:
+    def on_test_end(self, trainer: Any, module: Any) -> None:
         self.on_validation_end(trainer, module)
 
-    def _log_pictures(
-        self, trainer: Trainer, directory: Path, episodes: list[Any], prefix: str, split_name: str
-    ) -> None:
-        for outcome in () if is_trial(trainer) else (True, False):
+    def _log_pictures(self, trainer: Any, directory: Path, episodes: list[Any], prefix: str, split_name: str) -> None:
+        for outcome in () if trainer.fast_dev_run else (True, False):
             wanted = [episode for episode in episodes if episode.success == outcome]
             if not wanted:
                 continue
@@ -140,20 +137,20 @@ class SavePolicy(Callback):
     def __init__(self) -> None:
         self.best = -1.0
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or is_trial(trainer):
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         score = float(trainer.callback_metrics.get("val/success_rate", -1.0))
         if score > self.best:
             self.best = score
             self._save(trainer, module, "policy-best")
 
-    def on_fit_end(self, trainer: Trainer, module: Any) -> None:
-        if is_trial(trainer):
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        if trainer.fast_dev_run:
             return
         self._save(trainer, module, "policy")
         schedule = Path(trainer.default_root_dir) / LAST_SCHEDULE
-        if trainer.is_global_zero and getattr(data_of(trainer), "reschedule", None) and schedule.exists():
+        if trainer.is_global_zero and getattr(trainer.datamodule, "reschedule", None) and schedule.exists():
             print(
                 f"this run ended with the step schedule {schedule}: evaluate with --data.schedule {schedule}",
                 flush=True,
@@ -165,7 +162,7 @@ class SavePolicy(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
-    def _save(self, trainer: Trainer, module: Any, name: str) -> None:
+    def _save(self, trainer: Any, module: Any, name: str) -> None:
         if trainer.is_global_zero:
             objective = type(module.objective).__name__
             epochs = f"{complete_epochs(trainer)} epochs"

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, NoReturn
 
 import yaml
 from lightning import Callback, Trainer, seed_everything
@@ -62,7 +62,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
 
-    def error(self, message: str, ex: Exception | None = None) -> Never:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(useful_line(message, self))
 
 

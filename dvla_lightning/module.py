@@ -22,7 +22,6 @@ from dvla_lightning.objectives.supervised import SupervisedObjective
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.policy_recipe import PolicyRecipe
 from dvla_lightning.precision import apply_precision
-from dvla_lightning.trainer import data_of
 from dvla_lightning.update_guard import UpdateGuard
 
 
@@ -75,6 +74,12 @@ class DVLAModule(LightningModule):
         self._window_size = 1
         self.stop_iteration = False
 
+    @property
+    def _data(self) -> Any:
+        """The data module, which Lightning's types of the Trainer leave out."""
+        trainer: Any = self.trainer
+        return trainer.datamodule
+
     def setup(self, stage: str) -> None:
         apply_precision(self.trainer)
 
@@ -82,7 +87,7 @@ class DVLAModule(LightningModule):
         """Builds the policy, at the first call alone, and checks that it fits data and objective."""
         if self._recipe is not None:
             self.policy, self._recipe = self._recipe.build(), None
-        data, stage = data_of(self.trainer), self.trainer.state.fn
+        data, stage = self._data, self.trainer.state.fn
         if stage == "fit" and data.evaluation.is_partial:
             raise UserError(
                 "data.evaluation.shard would evaluate a part only, all through fit: use it in `dvla validate`"
@@ -218,7 +223,7 @@ class DVLAModule(LightningModule):
         if monitor is None:
             return [optimizer], [self.schedule.scheduler]
         if monitor.startswith("val/"):
-            if not data_of(self.trainer).evaluation.num_episodes:
+            if not self._data.evaluation.num_episodes:
                 raise UserError(f"model.lr_scheduler: nothing logs {monitor}: set data.evaluation.num_episodes")
             frequency = self.trainer.check_val_every_n_epoch or 1
         config = {"scheduler": self.schedule.scheduler, "monitor": monitor, "frequency": frequency}
@@ -246,24 +251,24 @@ class DVLAModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         if not self.policy.is_fitted:
             raise UserError("the policy is new: evaluate a trained one with --model.policy.pretrained or --ckpt_path")
-        self.evaluation = data_of(self.trainer).begin_evaluation(self.policy)
+        self.evaluation = self._data.begin_evaluation(self.policy)
         self.task_success.reset()
 
     def validation_step(self, batch: SpecBatch, batch_idx: int) -> None:
-        stop = data_of(self.trainer).stop_on_sigterm
+        stop = self._data.stop_on_sigterm
         self.task_success.update(self.evaluation.run(batch.specs, "evaluation", stop))
 
     @property
     def evaluation_prefix(self) -> str:
         """Where numbers of an evaluation are logged: val/ is selection, test/ is held-out, by whatever command."""
-        return "test" if data_of(self.trainer).split == "heldout" else "val"
+        return "test" if self._data.split == "heldout" else "val"
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def predict_step(self, batch: SpecBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Runs the episodes and returns one record of each."""
-        stop = data_of(self.trainer).stop_on_sigterm
+        stop = self._data.stop_on_sigterm
         return [dataclasses.asdict(record) for record in self.evaluation.run(batch.specs, "prediction", stop)]
 
     def on_validation_epoch_end(self) -> None:
@@ -277,7 +282,7 @@ class DVLAModule(LightningModule):
         values = {f"{prefix}/success_rate": total.rate, f"{prefix}/num_episodes": float(total.n)}
         values[f"{prefix}/num_errors"] = float(total.errors)
         values |= {f"{prefix}/success_rate/{task}": count.rate for task, count in counts.items() if count.n}
-        steps = data_of(self.trainer).evaluation_steps
+        steps = self._data.evaluation_steps
         values[f"{prefix}/network_evaluations_per_decision"] = network_evaluations(counts, steps).per_decision
         by_steps = success_by_steps(counts, steps)
         if len(by_steps) > 1:

@@ -19,14 +19,13 @@ MAY_IMPORT = {
     "launch":            "errors files locks paths",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base errors files paths seeding versions",
-    "callbacks":         "checkpointing module data trainer wiring objectives evaluation rollout policy actions "
+    "callbacks":         "checkpointing module data wiring objectives evaluation rollout policy actions "
                          "diffusion rl envs.base errors files",
-    "checkpointing":     "trainer errors files",
-    "module":            "trainer wiring objectives evaluation rollout policy backbones actions diffusion rl "
+    "checkpointing":     "errors files",
+    "module":            "wiring objectives evaluation rollout policy backbones actions diffusion rl "
                          "envs.base errors",
-    "data":              "trainer wiring objectives evaluation rollout policy backbones actions diffusion rl "
+    "data":              "wiring objectives evaluation rollout policy backbones actions diffusion rl "
                          "envs.base errors files locks paths seeding",
-    "trainer":           "",                           # attributes that Lightning's types do not have
     "wiring":            "objectives policy",  # what the module and the data module know of each other
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
     "evaluation":        "rollout policy actions diffusion rl envs.base errors files locks paths seeding",

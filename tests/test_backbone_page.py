@@ -101,7 +101,7 @@ def test_it_is_trained_as_the_page_says(my_backbone, tmp_path, monkeypatch):
 
     words = ["--config", str(ROOT / "configs/rl.yaml"), f"--model.policy.pretrained={run / 'policy'}"]
     words += ["--model.policy.trusted_modules=[my_backbone]", f"--trainer.default_root_dir={tmp_path / 'rl'}"]
-    words += ["--trainer.max_epochs=2", "--data.episodes_per_iteration=48", "--data.num_eval_episodes=0"]
+    words += ["--trainer.max_epochs=2", "--data.episodes_per_iteration=48", "--data.evaluation.num_episodes=0"]
     words += ["--model.objective.value_warmup_iterations=0"]
     cli.main(["fit", *words, *quiet, "--trainer.logger", log % (tmp_path / "rl-log")])
     assert max(logged(tmp_path / "rl-log", "train/first_max_abs_log_ratio")) < 1e-4

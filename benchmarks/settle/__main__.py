@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, default=Path("docs/settle/results.json"), help="records of finished arms"
     )
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="where the tables go")
+    parser.add_argument("--page", type=Path, default=Path("docs/experiment.md"), help="where the tables go")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="none: only write the report")
     parser.add_argument("--jobs", type=int, default=2, help="arms that run side by side, one core each")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What is compared: every arm is one `dvla fit` and one `dvla validate`, given by what it changes in the options."""
+"""The arms of the experiment: each is one `dvla fit` and one `dvla validate`, given by the options that it changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the bandit's policies come about: demonstrations, the exact gradient, REINFORCE; all members at once."""
+"""Training of the bandit's policies: demonstrations, the exact gradient, REINFORCE; all members at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an arm of a seed left behind, in a few numbers; the records of finished units are kept in one JSON file.
+"""Records: the few numbers that each arm of each seed leaves behind, kept in one JSON file.
 
 The file has `arms` (name -> `Arm.options` when the records were made) and `records`, one line each.
 """

@@ -1,7 +1,9 @@
-"""Writes the experiment's section of docs/results.md: what the paper found, and whether it was found here."""
+"""Writes the tables of docs/experiment.md: what the paper found, and whether it was found here."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 from benchmarks.settle import plots, schedule_tables, tables
@@ -9,6 +11,7 @@ from benchmarks.settle.arms import SCHEDULE_EPISODES
 from benchmarks.settle.findings import findings
 from benchmarks.settle.results import Results
 
+WIDTH = 120
 BEGIN, END = "<!-- settle: begin -->", "<!-- settle: end -->"
 
 
@@ -25,34 +28,45 @@ def write(results: Results, bandit: str, page: Path) -> None:
     plots.draw_all(results, folder)
     before, rest = page.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{section(results, bandit)}\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n{wrapped(section(results, bandit))}\n\n{END}{after}")
 
 
 def section(results: Results, bandit: str) -> str:
     """The Markdown between the markers."""
     return "\n\n".join(
         [
-            "### The paper's three findings",
+            "## The paper's three findings",
             findings(results),
-            "### RL against SFT at the same inference budget",
+            "## RL against SFT at the same inference budget",
             tables.rl_against_sft(results),
             "![success of every arm and seed](settle/success.png)",
-            "### Estimators",
+            "## Estimators",
             tables.estimators(results),
             "![learning curves by estimator](settle/curves.png)",
-            "### Step schedule",
+            "## Step schedule",
             schedule_tables.scheduling(results),
             "![success against network evaluations](settle/cost.png)",
             f"The schedules, measured on {SCHEDULE_EPISODES:,} training episodes of each task at each K:",
             schedule_tables.schedules(results),
-            "### Ratio level and selection term",
+            "## Ratio level and selection term",
             tables.variations(results),
-            "### Commit order",
+            "## Commit order",
             tables.commit_orders(results),
-            "### Bias and variance of the gradient, by enumeration",
+            "## Bias and variance of the gradient, by enumeration",
             bandit,
         ]
     )
+
+
+def wrapped(markdown: str) -> str:
+    """Breaks long lines; tables and pictures keep theirs."""
+    return "\n".join(line if line.startswith(("|", "!")) else _wrapped_line(line) for line in markdown.splitlines())
+
+
+def _wrapped_line(line: str) -> str:
+    bullet = re.match(r" *(?:(?:\d+\.|-) )?", line)
+    indent = " " * (len(bullet[0]) if bullet else 0)
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def headline(results: Results) -> str:

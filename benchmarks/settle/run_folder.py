@@ -1,4 +1,4 @@
-"""Whether a run folder holds what an arm says: the options that its commands wrote down, against those of the arm."""
+"""Compares the options that are written down in a run folder with those of the arm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables about step schedules: what they save, what they say, what measuring them costs."""
+"""The tables about step schedules: success, network evaluations, the schedules themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals, and what they say about a claim."""
+"""Means over seeds with their intervals, and the verdict on a claim."""
 
 from __future__ import annotations
 

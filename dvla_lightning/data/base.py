@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset
@@ -22,7 +22,6 @@ from dvla_lightning.evaluation.step_schedule import StepSchedule, sampler_mismat
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
-from dvla_lightning.trainer import is_trial
 
 
 class DVLADataModule(LightningDataModule, ABC):
@@ -110,7 +109,7 @@ class DVLADataModule(LightningDataModule, ABC):
             UserError: if the environment has not so many initial states, or the tasks do not divide the episodes.
         """
         evaluation = self.evaluation
-        if self.trainer is not None and is_trial(self.trainer):
+        if self.trainer is not None and self._trainer.fast_dev_run:
             evaluation = dataclasses.replace(evaluation, num_episodes=len(self.tasks))
         return evaluation.specs(self._collector.environment, self.split, self.tasks, self.evaluation_steps)
 
@@ -118,7 +117,7 @@ class DVLADataModule(LightningDataModule, ABC):
         """One item, the episodes of this rank; nothing where nothing is evaluated."""
         if not self.evaluation.num_episodes:
             return []
-        return DataLoader(_OwnEpisodes(self), batch_size=None, collate_fn=_identity)
+        return DataLoader(_OwnEpisodes(self), batch_size=None, collate_fn=already_a_batch)
 
     test_dataloader = predict_dataloader = val_dataloader
 
@@ -130,7 +129,7 @@ class DVLADataModule(LightningDataModule, ABC):
         """
         self._end_evaluation()
         trainer = self._trainer
-        stands_alone = trainer.state.fn in ("validate", "test") and not is_trial(trainer)
+        stands_alone = trainer.state.fn in ("validate", "test") and not trainer.fast_dev_run
         root = Path(trainer.default_root_dir)
         videos = root / "videos" if stands_alone and self.evaluation.save_videos else None
         self._run = EvaluationRun(self._collector, policy, videos)
@@ -155,7 +154,7 @@ class DVLADataModule(LightningDataModule, ABC):
             raise SIGTERMException
 
     def on_exception(self, exception: BaseException) -> None:
-        """Releases the manifest: the process may live on, and Lightning skips `teardown`."""
+        """Gives the manifest free: the process may live on, and Lightning skips `teardown`."""
         self._end_evaluation()
 
     def teardown(self, stage: str) -> None:
@@ -168,9 +167,8 @@ class DVLADataModule(LightningDataModule, ABC):
             self._run.close()
 
     @property
-    def _trainer(self) -> Trainer:
-        """The Trainer, where there is certainly one."""
-        assert self.trainer is not None
+    def _trainer(self) -> Any:
+        """The Trainer, where there is certainly one; Lightning's types do not know all of it."""
         return self.trainer
 
     @property
@@ -198,5 +196,6 @@ class _OwnEpisodes(Dataset[SpecBatch]):
         return SpecBatch(self.data.evaluation.share(specs, trainer.global_rank, trainer.world_size))
 
 
-def _identity(batch: Any) -> Any:
+def already_a_batch(batch: Any) -> Any:
+    """What a DataLoader does with what its data set has put together."""
     return batch

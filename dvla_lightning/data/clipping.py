@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,9 +14,7 @@ from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.episode import Episode
 
 
-def clipping_report(
-    policy: DVLAPolicy, actions_ND: NDArray[np.float32], proprioception_MD: NDArray[np.float32]
-) -> str | None:
+def clipping_report(policy: DVLAPolicy, actions_ND: NDArray[Any], proprioception_MD: NDArray[Any]) -> str | None:
     """One sentence about demonstrations that the policy's statistics do not cover; None if they do.
 
     "quantile" leaves about 2 % of each dimension outside. A policy that was trained on other data may miss more.
@@ -48,7 +46,7 @@ def clipping_metrics(episodes: Sequence[Episode], gather: Gather) -> dict[str, f
     return {"rollout/proprioception_outside": total / max(1.0, count)}
 
 
-def _like(policy: DVLAPolicy, values: NDArray[np.float32]) -> Tensor:
+def _like(policy: DVLAPolicy, values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values).to(policy.device)
 
 

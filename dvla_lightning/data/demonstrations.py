@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dvla_lightning.data.base import DVLADataModule
+from dvla_lightning.data.base import DVLADataModule, already_a_batch
 from dvla_lightning.data.clipping import clipping_report
 from dvla_lightning.data.demonstration_set import Demonstration, DemonstrationSet
 from dvla_lightning.data.episode_files import load_demonstrations, num_copies
@@ -23,7 +23,6 @@ from dvla_lightning.paths import local_path
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.seeding import derived_seed
-from dvla_lightning.trainer import num_epochs_done
 from dvla_lightning.wiring import learner_of
 
 
@@ -157,7 +156,7 @@ class DemonstrationDataModule(DVLADataModule):
             rank_zero_info(report)
         dataset = ChunkDataset(self.demonstrations, policy)
         return DataLoader(
-            dataset, self.batch_size, sampler=_EpochShuffle(len(dataset), self), collate_fn=_already_a_batch
+            dataset, self.batch_size, sampler=_EpochShuffle(len(dataset), self), collate_fn=already_a_batch
         )
 
 
@@ -175,7 +174,7 @@ class _EpochShuffle(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         trainer = self.data._trainer
-        epoch, rank, ranks = num_epochs_done(trainer), trainer.global_rank, trainer.world_size
+        epoch, rank, ranks = trainer.fit_loop.epoch_progress.current.processed, trainer.global_rank, trainer.world_size
         seed_epoch(self.data.seed, epoch, rank)
         # The same order on all ranks, and on any number of them.
         shared = torch.Generator().manual_seed(derived_seed("demonstration order", self.data.seed, epoch, bits=32))
@@ -186,7 +185,3 @@ def _chunk(demo: Demonstration, number: int, chunk_size: int) -> tuple[NDArray[n
     """The chunk that starts at an observation, and which of its actions lie beyond the end (they repeat the last)."""
     steps = int(demo.observed_at[number]) + np.arange(chunk_size)
     return demo.actions[np.minimum(steps, len(demo.actions) - 1)], steps >= len(demo.actions)
-
-
-def _already_a_batch(batch: Any) -> Any:
-    return batch

@@ -6,27 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-from lightning import Trainer
+from typing import Any
 
 from dvla_lightning.errors import check_number
 from dvla_lightning.evaluation.step_measurement import check_choice, check_measurement, measure_schedule
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
-from dvla_lightning.trainer import is_trial
 
 LAST_SCHEDULE = "schedule.yaml"
 """In the run directory: a copy of the last schedule that was measured."""
-
-
-class MeasuredData(Protocol):
-    """The part of a `RolloutDataModule` that a measurement needs."""
-
-    collector: Collector
-    tasks: tuple[str, ...]
-    seed: int
 
 
 @dataclass
@@ -63,9 +52,11 @@ class Rescheduling:
 
     def measure(
         self,
-        trainer: Trainer,
+        trainer: Any,
         policy: DVLAPolicy,
-        data: MeasuredData,
+        collector: Collector,
+        tasks: Sequence[str],
+        seed: int,
         iteration: int,
         before_decision: Callable[[], None] | None = None,
     ) -> tuple[StepSchedule, dict[str, float]]:
@@ -77,14 +68,14 @@ class Rescheduling:
             UserError: on every rank, if the episodes of a task cannot be run.
         """
         start = time.perf_counter()
-        episodes_per_task = 1 if is_trial(trainer) else self.episodes_per_task
-        what = (policy, data.collector, data.tasks, self.num_steps, episodes_per_task, data.seed)
+        episodes_per_task = 1 if trainer.fast_dev_run else self.episodes_per_task
+        what = (policy, collector, tasks, self.num_steps, episodes_per_task, seed)
         schedule = measure_schedule(*what, self.margin, self.confidence, before_decision)
-        if trainer.is_global_zero and not is_trial(trainer):
+        if trainer.is_global_zero and not trainer.fast_dev_run:
             run = Path(trainer.default_root_dir)
             for name in (f"schedules/iteration-{iteration:04}.yaml", LAST_SCHEDULE):
                 schedule.write(run / name, f"iteration {iteration} of the RL run in {run}")
-        num_episodes = len(data.tasks) * len(self.num_steps) * episodes_per_task
+        num_episodes = len(tasks) * len(self.num_steps) * episodes_per_task
         return schedule, measurement_metrics(num_episodes, time.perf_counter() - start)
 
 

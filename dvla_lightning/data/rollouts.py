@@ -24,7 +24,6 @@ from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import CollectionTimes, Collector
 from dvla_lightning.rollout.episode import Episode, EpisodeSpec
-from dvla_lightning.trainer import is_trial, num_epochs_done
 from dvla_lightning.wiring import learner_of
 
 
@@ -62,8 +61,8 @@ class RolloutDataModule(DVLADataModule):
     """
 
     epoch_name = "iteration"
-    collector: Collector
     batch_type = RolloutBatch
+    collector: Collector
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class RolloutDataModule(DVLADataModule):
     def setup(self, stage: str) -> None:
         """Complains about shares of an iteration: how many minibatches it has is known when it is collected."""
         for name in ("limit_train_batches", "val_check_interval"):
-            share = getattr(self.trainer, name)
+            share = getattr(self._trainer, name)
             if stage == "fit" and isinstance(share, float) and share != 1.0:
                 raise UserError(
                     f"trainer.{name} {share}: an iteration is no share of anything known beforehand: give a whole "
@@ -125,7 +124,8 @@ class RolloutDataModule(DVLADataModule):
     def _run_iteration(self) -> Iterator[RolloutBatch]:
         """One RL iteration: collects, then yields minibatches until the learner wants no more."""
         trainer, learner = self._trainer, learner_of(self)
-        iteration = num_epochs_done(trainer)
+        # Not current_epoch: that is one too low in the first collection after a resume.
+        iteration = trainer.fit_loop.epoch_progress.current.processed
         seed_epoch(self.seed, iteration, trainer.global_rank)
         learner.begin_iteration(iteration)
         rollouts = self.collect(iteration)
@@ -169,7 +169,9 @@ class RolloutDataModule(DVLADataModule):
         """Replaces the step schedule where this iteration begins with a measurement; returns its metrics."""
         if self.reschedule is None or not self.reschedule.is_due(iteration, self.is_schedule_given):
             return measurement_metrics()
-        schedule, cost = self.reschedule.measure(self._trainer, policy, self, iteration, self.stop_on_sigterm)
+        schedule, cost = self.reschedule.measure(
+            self._trainer, policy, self.collector, self.tasks, self.seed, iteration, self.stop_on_sigterm
+        )
         self.steps = dict(schedule)
         return cost
 
@@ -179,7 +181,7 @@ class RolloutDataModule(DVLADataModule):
         """All episodes this rank ran, those to train on, and where the time of each collection went."""
         ranks = self._trainer.world_size
         num_episodes = self.episodes_per_iteration
-        if is_trial(self._trainer):
+        if self._trainer.fast_dev_run:
             num_episodes = max(len(self.tasks), ranks) * self.groups.size
         self.groups.check_share(num_episodes, ranks)
         times: list[CollectionTimes] = []
@@ -207,7 +209,11 @@ class RolloutDataModule(DVLADataModule):
         if self.reschedule is None:  # the command line decides
             return
         steps = state_dict.get("steps")
-        if not isinstance(steps, dict) or any(type(steps.get(t)) is not int or steps[t] < 1 for t in self.tasks):
+        if (
+            not isinstance(steps, dict)
+            or any(type(steps.get(task)) is not int for task in self.tasks)
+            or min(steps.values()) < 1
+        ):
             raise UserError(
                 f"the checkpoint's step schedule {steps!r} is not one of these tasks: {', '.join(self.tasks)}"
             )

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,7 @@ from dvla_lightning.errors import UserError
 # Split -> its name for people. Policies learn on the first, are chosen on the second and reported on the third.
 SPLIT_NAMES = {"train": "training", "selection": "selection", "heldout": "held-out"}
 SPLITS = tuple(SPLIT_NAMES)
+REQUIRED = ("tasks", "cameras", "action_dim", "proprioception_dim")
 
 
 class Observation(TypedDict):
@@ -36,18 +37,20 @@ class Observation(TypedDict):
 
 
 class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
-    """A gymnasium environment that can run a whole action chunk and draw pictures only at its end.
+    """A gymnasium environment that runs a whole action chunk and draws pictures only at its end.
 
-    Subclasses implement `reset`, `advance`, `observe` and, if they can demonstrate, `expert_action`. One instance
-    serves every task of its recipe; `reset` switches between them. The reset options are
+    Subclasses implement `reset`, `advance` and `observe`; `expert_action` if they have a scripted expert, and `render`
+    for videos. docs/environment.md has a complete example. One instance serves every task of its recipe; `reset`
+    switches between them. The reset options are
 
     * ``task`` (str): one of the recipe's tasks,
     * ``split`` (str): "train", "selection" or "heldout"; no two share an initial state, unless the recipe was asked to,
-    * ``initial_state`` (int): which initial state of that task and split; the same number gives the same state,
-    * ``expert_noise`` (float): how far the scripted expert strays from its best action, 0 = not at all,
+    * ``initial_state`` (int): number of the initial state in that task and split; the same number gives the same state.
+      In training any number below 2^31 can come,
+    * ``expert_noise`` (float): size of the noise on the expert's actions, 0 = none,
     * ``expert_attempt`` (int): which of its plans the expert follows, 0 = the most promising one.
 
-    ``reset(seed=...)`` seeds everything random that happens after the initial state (expert noise, way chosen).
+    ``reset(seed=...)`` seeds everything random that happens after the initial state (expert noise, choice of a way).
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc] # gymnasium's is one, too
@@ -113,9 +116,9 @@ class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
 
 class Environment(ABC):
-    """A picklable recipe: travels to worker processes, which build the simulator there.
+    """A picklable recipe, sent to worker processes, which build the simulator.
 
-    It knows everything about the tasks that must be known before a simulator exists. Constructing it is cheap and
+    It holds everything about the tasks that must be known before a simulator exists. Constructing it is cheap and
     imports no simulator.
 
     Attributes:
@@ -123,8 +126,8 @@ class Environment(ABC):
         cameras: names of the images of an observation.
         action_dim: size of one action.
         proprioception_dim: size of the proprioception vector.
-        interpreter: path of the Python in which workers run the simulator; None runs it in ours. Where simulators pin
-            versions that this package cannot live with.
+        interpreter: path of the Python in which workers run the simulator; None runs it in ours. For simulators that
+            need package versions which do not fit this package.
     """
 
     tasks: tuple[str, ...]
@@ -132,6 +135,14 @@ class Environment(ABC):
     action_dim: int
     proprioception_dim: int
     interpreter: str | None = None
+
+    if not TYPE_CHECKING:  # or type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what a subclass leaves out."""
+            if name in REQUIRED:
+                raise UserError(f"{type(self).__name__} has no {name}: an environment gives {', '.join(REQUIRED)}")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @abstractmethod
     def make(self) -> SimulatorEnv:
@@ -160,16 +171,16 @@ class Environment(ABC):
     def identity(self) -> Mapping[str, Any]:
         """Facts about this environment that a result table or a data set must record (class, options, versions).
 
-        `suite` and `protocol`, where there are such keys, stand above tables. `training_remark` is a sentence that
-        every table about a policy trained here carries.
+        The keys `suite` and `protocol`, if present, are printed above tables. `training_remark` is a sentence that is
+        printed below every table about a policy that was trained here.
         """
         return {"class": type(self).__name__}
 
     def foreign_build(self) -> dict[str, Any]:
         """Says in plain types how a worker in another interpreter builds the simulator.
 
-        This one makes the recipe anew there, from the attributes with the names of its constructor arguments, and calls
-        `make`. It needs gymnasium in that interpreter, but no installation of this package.
+        The default constructs the recipe there, from the attributes with the names of its constructor arguments, and
+        calls `make`. It needs gymnasium in that interpreter, but no installation of this package.
 
         Returns:
             Keyword arguments of `foreign_worker.build`: packages, factory, arguments.
@@ -206,5 +217,5 @@ class Environment(ABC):
 
 
 def make_simulator(module: str, recipe: str, options: Mapping[str, Any]) -> SimulatorEnv:
-    """Makes a recipe by its name and builds its simulator; called in another interpreter."""
+    """Constructs a recipe by its name and builds its simulator; called in another interpreter."""
     return getattr(importlib.import_module(module), recipe)(**options).make()

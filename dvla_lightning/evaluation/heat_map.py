@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def save_figure(path: Path, figure: Figure) -> NDArray[np.uint8]:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib has no types for what follows
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     with whole_file(path) as partial:

@@ -39,30 +39,29 @@ class EvaluationRun:
         self._manifest: Manifest | None = None
 
     def keep_manifest(self, directory: Path, header: Header, rank: int) -> None:
-        """Records every episode from now on, and runs none that is recorded already; all ranks call it.
+        """From now on every episode is recorded, and those recorded before are not run again; all ranks call it.
 
         Raises:
             UserError: if the directory cannot be used, on every rank.
         """
         outcome: dict[EpisodeKey, EpisodeRecord] | UserError
         try:
-            self._manifest = Manifest(directory, header, rank)
-            outcome = self._manifest.found
+            manifest = self._manifest = Manifest(directory, header, rank)
+            outcome = manifest.found
         except UserError as error:
             outcome = error
         # Where ranks share no file system, each knows only its own episodes.
         found = gather_or_raise(outcome)
         self.records = settle(record for part in found for record in part.values())
         self.header = header
-        gather_or_raise(self._begin())
-        if self.records and rank == 0 and self._manifest is not None:
+        gather_or_raise(self._begin(manifest))
+        if self.records and rank == 0:
             done = sum(record.error is None for record in self.records.values())
-            print(f"{done} episodes are in {self._manifest.path} already and are not run again", flush=True)
+            print(f"{done} episodes are in {manifest.path} already and are not run again", flush=True)
 
-    def _begin(self) -> UserError | None:
+    def _begin(self, manifest: Manifest) -> UserError | None:
         try:
-            if self._manifest is not None:
-                self._manifest.begin()
+            manifest.begin()
         except UserError as error:
             return error
         return None
@@ -93,7 +92,7 @@ class EvaluationRun:
         return [self.records[EpisodeKey(spec.task, spec.initial_state)] for spec in specs]
 
     def close(self) -> None:
-        """Releases the manifest."""
+        """Gives the manifest free."""
         if self._manifest is not None:
             self._manifest.close()
 

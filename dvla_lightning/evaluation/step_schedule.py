@@ -150,7 +150,7 @@ def sampler_mismatch(schedule: StepSchedule, sampler: Sampler) -> str | None:
     )
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses aliases, which no schedule has: ten lines with them can stand for more than memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

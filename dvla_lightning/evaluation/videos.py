@@ -36,11 +36,12 @@ def save_video(folder: Path, episode: Episode) -> Path:
 
     outcome = "success" if episode.success else "failure"
     path = folder / f"{episode.spec.task}-{episode.spec.initial_state}-{outcome}.mp4"
-    height, width = (size - size % 2 for size in episode.pictures[0].shape[:2])  # H.264 halves colours
+    pictures = [t.picture for t in episode.transitions if t.picture is not None]
+    height, width = (size - size % 2 for size in pictures[0].shape[:2])  # H.264 halves the resolution of colours
     with whole_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in episode.pictures:
+        for picture in pictures:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

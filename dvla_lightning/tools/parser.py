@@ -173,7 +173,8 @@ def known_classes(hint: Any) -> Iterator[type]:
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
             if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
                 yield kind
-            for below in kind.__subclasses__():
+            subclasses: list[type] = kind.__subclasses__()
+            for below in subclasses:
                 yield from known_classes(below)
 
 

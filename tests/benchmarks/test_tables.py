@@ -74,7 +74,7 @@ def test_commit_order_that_was_not_trained():
 
 
 def test_page_and_pictures(tmp_path):
-    page = tmp_path / "results.md"
+    page = tmp_path / "experiment.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     results = Results([*arm_records("trajectory-K4", [180, 190]), *arm_records("sft-max_prob-K4", [140, 150])])
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_page_and_pictures(tmp_path):
 
 
 def test_page_of_no_records(tmp_path):
-    page = tmp_path / "results.md"
+    page = tmp_path / "experiment.md"
     page.write_text(f"{report.BEGIN}{report.END}")
     report.write(Results([]), "", page)
     assert "Not run yet." in page.read_text()

@@ -63,24 +63,24 @@ def test_a_measurement_runs_through_the_collector_that_is_open_anyway(tiny_polic
     collector.run = lambda policy, specs, *args, **options: (
         specs_before.append(specs) or run(policy, specs, *args, **options)
     )
-    data = SimpleNamespace(collector=collector, tasks=["reach"], seed=0)
+    where = (collector, ["reach"], 0)
     rescheduling = Rescheduling(every=1, num_steps=[2, 1], episodes_per_task=5)
-    schedule, cost = rescheduling.measure(make_trainer(tmp_path), tiny_policy, data, iteration=7)
+    schedule, cost = rescheduling.measure(make_trainer(tmp_path), tiny_policy, *where, iteration=7)
     assert [len(specs) for specs in specs_before] == [5, 5] and set(schedule) == {"reach"}
     assert cost["rollout/num_measured_episodes"] == 10 and cost["time/measure_seconds"] > 0
     written = tmp_path / "schedules" / "iteration-0007.yaml"
     assert StepSchedule.read(written) == schedule and StepSchedule.read(written).evidence["episodes_per_task"] == 5
     assert written.read_text().splitlines()[1] == f"#   iteration 7 of the RL run in {tmp_path}"
     assert (tmp_path / "schedule.yaml").read_text() == written.read_text()
-    rescheduling.measure(make_trainer(tmp_path), tiny_policy, data, iteration=9)
+    rescheduling.measure(make_trainer(tmp_path), tiny_policy, *where, iteration=9)
     newest = (tmp_path / "schedules" / "iteration-0009.yaml").read_text()
     assert (tmp_path / "schedule.yaml").read_text() == newest != written.read_text()
 
 
 def test_rank_0_alone_writes(tiny_policy, tmp_path):
-    data = SimpleNamespace(collector=Collector(Tabletop(), num_envs=2, progress=False), tasks=["reach"], seed=0)
+    where = (Collector(Tabletop(), num_envs=2, progress=False), ["reach"], 0)
     rescheduling = Rescheduling(every=1, num_steps=[1], episodes_per_task=2)
-    schedule, _ = rescheduling.measure(make_trainer(tmp_path, is_global_zero=False), tiny_policy, data, 0)
+    schedule, _ = rescheduling.measure(make_trainer(tmp_path, is_global_zero=False), tiny_policy, *where, 0)
     assert schedule == {"reach": 1} and not list(tmp_path.iterdir())
 
 
