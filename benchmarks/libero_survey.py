@@ -26,8 +26,8 @@ import numpy as np
 
 from dvla_lightning.envs.libero.assets import resolve_assets
 from dvla_lightning.envs.libero.launch import build_simulator, import_libero
+from dvla_lightning.envs.libero.options import CAMERAS
 from dvla_lightning.envs.libero.preflight import is_blank
-from dvla_lightning.envs.libero.recipe import CAMERAS
 from dvla_lightning.envs.libero.suites import MAX_STEPS, suite_tasks
 
 STAGES = ("constructed", "reset", "stepped", "rendered")

@@ -3,9 +3,10 @@
     dvla fit | validate | test | predict    LightningCLI over DVLAModule (module.py) and a data module (data/)
     dvla collect | schedule | doctor | config | merge | report    plain functions, one file each (tools/)
 
-An RL step, from here to the loss: `main` -> `_run_lightning` -> LightningCLI builds `DVLAModule(policy, objective)` and
-`RolloutDataModule` -> `RolloutDataModule.collect` (data/rollouts.py) -> `Collector.run` (rollout/collector.py) ->
-`DVLAPolicy.decide` (policy.py) -> `DVLAModule.training_step` -> `TrajectoryPPO` (objectives/trajectory_ppo.py).
+An RL step, from here to the loss: `main` -> `run` (lightning_cli.py), where LightningCLI builds `DVLAModule(policy,
+objective)` and `RolloutDataModule` -> `RolloutDataModule.collect` (data/rollouts.py) -> `Collector.run`
+(rollout/collector.py) -> `DVLAPolicy.decide` (policy.py) -> `DVLAModule.training_step` -> `TrajectoryPPO`
+(objectives/trajectory_ppo.py).
 """
 
 from __future__ import annotations
@@ -14,26 +15,13 @@ import importlib
 import os
 import sys
 
-TOOLS = {
-    "collect": "demonstrations from the scripted expert",
-    "schedule": "how many denoising steps each task needs",
-    "doctor": "what works on this machine, and what to do about the rest",
-    "config": "list the shipped configurations and policies, or copy them here",
-    "merge": "join the shards of an evaluation",
-    "report": "tables and a picture from evaluations and a run",
-}
-TRAINER_VERBS = {
-    "fit": "train: SFT (configs/sft.yaml) or RL (configs/rl.yaml)",
-    "validate": "run the held-out episodes and print the success table",
-    "test": "the same under the name test",
-    "predict": "run the held-out episodes and return them to Python",
-}
+from dvla_lightning import __version__
+from dvla_lightning.errors import UserError
+from dvla_lightning.verbs import TOOLS, TRAINER_VERBS
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point; exits with code 2 and one sentence when something the user gave cannot be used."""
-    from dvla_lightning.errors import UserError
-
     # Before torch is imported: its idle threads spin otherwise, on cores that the simulators need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = sys.argv[1:] if args is None else args
@@ -42,12 +30,13 @@ def main(args: list[str] | None = None) -> None:
         if verb in ("-h", "--help"):
             print(_overview())
         elif verb == "--version":
-            print(importlib.import_module("dvla_lightning").__version__)
+            print(__version__)
         elif verb in TOOLS:
             importlib.import_module(f"dvla_lightning.tools.{verb}").main(args[1:])
         elif verb in TRAINER_VERBS:
-            # Importing Lightning takes seconds; nothing above needs it.
-            importlib.import_module("dvla_lightning.lightning_cli").run(args)
+            from dvla_lightning.lightning_cli import run  # importing Lightning takes seconds; nothing above needs it
+
+            run(args)
         else:
             raise UserError(f"unknown command {verb!r}; choose from: {', '.join([*TRAINER_VERBS, *TOOLS])}")
     except UserError as error:

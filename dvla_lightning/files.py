@@ -41,7 +41,7 @@ def unwritable(path: str | Path, error: OSError) -> UserError:
 
 
 def os_error(error: BaseException | None) -> OSError | None:
-    """What the operating system said behind an error; torch.save hides a full disk in a RuntimeError."""
+    """Finds the operating system's error behind another one; torch.save hides a full disk in a RuntimeError."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -72,7 +72,7 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path, previous: str | Path | None = None, mark: str = "") -> Iterator[Path]:
-    """Gives the name of a file that takes the place of `path` at the end of the block, when it is on the disk.
+    """Yields the name of a file that takes the place of `path` at the end of the block, when it is on the disk.
 
     If the block fails, or the process dies, what was at `path` stays as it was. What a process leaves behind that is
     killed is overwritten by the next one that writes the same file.
@@ -126,7 +126,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Gives the file at `path` a second name, so that it is never without one."""
+    """Links the file at `path` under a second name, so that it is never without one."""
     if not path.exists():
         return
     link = previous.with_name(f".{previous.name}.{secrets.token_hex(4)}{PARTIAL}")
@@ -139,7 +139,7 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Brings a renaming to the disk, where the file system can do that for a directory."""
+    """Flushes a renaming to the disk, where the file system can do that for a directory."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

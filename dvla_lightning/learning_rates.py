@@ -33,7 +33,7 @@ class CosineAnnealing(CosineAnnealingLR):
 
 
 class LearningRateSchedule:
-    """A scheduler, and what the others of its kind would do differently.
+    """A scheduler of torch that keeps the value head's rate in proportion.
 
     Some write absolute rates into every parameter group (OneCycleLR, CyclicLR, `eta_min` of the cosine ones): here the
     first group follows them, and the second keeps its ratio to the first.
@@ -112,14 +112,17 @@ class LearningRateSchedule:
             remarks.append(_beyond("is 0", "total_iters", lengths["total_iters"], max_epochs))
         return remarks
 
-    def step(self, metric: float | None = None) -> None:
-        """One epoch further; `metric` is the monitored one of a ReduceLROnPlateau.
+    def step(self, metric: float = math.nan) -> None:
+        """Goes one epoch further; `metric` is the monitored one of a ReduceLROnPlateau.
 
         Raises:
             UserError: if the scheduler refuses, e.g. at the end of a schedule with a fixed number of steps.
         """
         try:
-            self.scheduler.step() if metric is None else self.scheduler.step(metric)
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(metric)
+            else:
+                self.scheduler.step()
         except ValueError as error:
             raise UserError(f"model.lr_scheduler: {error}") from error
         self._keep_ratio()

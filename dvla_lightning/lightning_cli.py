@@ -27,7 +27,6 @@ from dvla_lightning.callbacks import CommitOrderPicture, EvaluationReport, Rollo
 from dvla_lightning.checkpointing.last import LastCheckpoint
 from dvla_lightning.checkpointing.record import RunRecord
 from dvla_lightning.checkpointing.storage import check_file, guard_checkpoints
-from dvla_lightning.cli import TRAINER_VERBS
 from dvla_lightning.cli_help import HelpFormatter, arrange, introduction
 from dvla_lightning.data.base import DVLADataModule
 from dvla_lightning.data.evaluation import EvaluationDataModule
@@ -43,6 +42,7 @@ from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_see
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.policy_recipe import PolicyRecipe
 from dvla_lightning.tools.parser import ConfigFile, check_nulls, moved_options, useful_line
+from dvla_lightning.verbs import TRAINER_VERBS
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/latest",
@@ -144,12 +144,13 @@ class DVLACommand(LightningCLI):
         """Lightning would overwrite the command line with the checkpoint's arguments; here the command line counts."""
 
     def before_instantiate_classes(self) -> None:
+        assert self.subcommand is not None
         config = self.config[self.subcommand]
-        check_flags(config.trainer, str(self.subcommand))
+        check_flags(config.trainer, self.subcommand)
         check_nulls("data", config.data)
         check_nulls("model.objective", config.model.objective)
         self.directory = RunDirectory(config.trainer.default_root_dir)
-        self.checkpoint = self.directory.checkpoint(str(self.subcommand), config.get("ckpt_path"))
+        self.checkpoint = self.directory.checkpoint(self.subcommand, config.get("ckpt_path"))
         if self.checkpoint is not None:
             check_file(self.checkpoint)
         self._keeps_a_run = self.subcommand == "fit" and not config.trainer.fast_dev_run

@@ -15,7 +15,7 @@ class LoraOptions(LoraConfig):
     are allowed is said by `lora_options.check_values`.
     """
 
-    init_lora_weights: bool | str = dataclasses.field(
+    init_lora_weights: bool | str = dataclasses.field(  # type: ignore[assignment]
         default=True,
         metadata=LoraConfig.__dataclass_fields__["init_lora_weights"].metadata,  # peft looks up its variants there
     )

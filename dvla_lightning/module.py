@@ -21,7 +21,7 @@ from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.objectives.supervised import SupervisedObjective
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.policy_recipe import PolicyRecipe
-from dvla_lightning.precision import settle_precision
+from dvla_lightning.precision import apply_precision
 from dvla_lightning.update_guard import UpdateGuard
 
 
@@ -44,6 +44,10 @@ class DVLAModule(LightningModule):
     Raises:
         UserError: for values that make no sense; in training for weights, losses and gradients that are not finite.
     """
+
+    policy: DVLAPolicy
+    task_success: TaskSuccess
+    evaluation: EvaluationRun
 
     def __init__(
         self,
@@ -69,17 +73,21 @@ class DVLAModule(LightningModule):
         self._saved_schedule: dict[str, Any] | None = None
         self._window_size = 1
         self.stop_iteration = False
-        self.task_success: TaskSuccess | None = None
-        self.evaluation: EvaluationRun | None = None
+
+    @property
+    def _data(self) -> Any:
+        """The data module, which Lightning's types of the Trainer leave out."""
+        trainer: Any = self.trainer
+        return trainer.datamodule
 
     def setup(self, stage: str) -> None:
-        settle_precision(self.trainer)
+        apply_precision(self.trainer)
 
     def configure_model(self) -> None:
         """Builds the policy, at the first call alone, and checks that it fits data and objective."""
         if self._recipe is not None:
             self.policy, self._recipe = self._recipe.build(), None
-        data, stage = self.trainer.datamodule, self.trainer.state.fn
+        data, stage = self._data, self.trainer.state.fn
         if stage == "fit" and data.evaluation.is_partial:
             raise UserError(
                 "data.evaluation.shard would evaluate a part only, all through fit: use it in `dvla validate`"
@@ -215,50 +223,52 @@ class DVLAModule(LightningModule):
         if monitor is None:
             return [optimizer], [self.schedule.scheduler]
         if monitor.startswith("val/"):
-            if not self.trainer.datamodule.evaluation.num_episodes:
+            if not self._data.evaluation.num_episodes:
                 raise UserError(f"model.lr_scheduler: nothing logs {monitor}: set data.evaluation.num_episodes")
             frequency = self.trainer.check_val_every_n_epoch or 1
         config = {"scheduler": self.schedule.scheduler, "monitor": monitor, "frequency": frequency}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if self.schedule.monitor is None:
+        if self.schedule is not None and self.schedule.monitor is None:
             self.schedule.step()
 
     def on_train_epoch_end(self) -> None:
         """Steps a ReduceLROnPlateau: Lightning does so after the epoch's checkpoint, and resuming would lose that."""
-        monitor = self.schedule.monitor if self.schedule is not None else None
-        if monitor is None or (self.current_epoch + 1) % self.trainer.lr_scheduler_configs[0].frequency:
+        schedule, epoch = self.schedule, self.current_epoch + 1
+        if schedule is None or schedule.monitor is None or epoch % self.trainer.lr_scheduler_configs[0].frequency:
             return
         metrics = self.trainer.callback_metrics
-        value = self.trainer.strategy.broadcast(metrics.get(monitor))  # some metrics are those of rank 0 alone
+        value = self.trainer.strategy.broadcast(metrics.get(schedule.monitor))  # some metrics are those of rank 0 alone
         if value is None:
-            raise UserError(f"model.lr_scheduler: nothing logs {monitor!r}; there are {', '.join(sorted(metrics))}")
-        self.schedule.step(float(value))
+            raise UserError(
+                f"model.lr_scheduler: nothing logs {schedule.monitor!r}; there are {', '.join(sorted(metrics))}"
+            )
+        schedule.step(float(value))
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         if not self.policy.is_fitted:
             raise UserError("the policy is new: evaluate a trained one with --model.policy.pretrained or --ckpt_path")
-        self.evaluation = self.trainer.datamodule.begin_evaluation(self.policy)
+        self.evaluation = self._data.begin_evaluation(self.policy)
         self.task_success.reset()
 
     def validation_step(self, batch: SpecBatch, batch_idx: int) -> None:
-        stop = self.trainer.datamodule.stop_on_sigterm
+        stop = self._data.stop_on_sigterm
         self.task_success.update(self.evaluation.run(batch.specs, "evaluation", stop))
 
     @property
     def evaluation_prefix(self) -> str:
         """Where numbers of an evaluation are logged: val/ is selection, test/ is held-out, by whatever command."""
-        return "test" if self.trainer.datamodule.split == "heldout" else "val"
+        return "test" if self._data.split == "heldout" else "val"
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def predict_step(self, batch: SpecBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Runs the episodes and returns one record of each."""
-        stop = self.trainer.datamodule.stop_on_sigterm
+        stop = self._data.stop_on_sigterm
         return [dataclasses.asdict(record) for record in self.evaluation.run(batch.specs, "prediction", stop)]
 
     def on_validation_epoch_end(self) -> None:
@@ -272,7 +282,7 @@ class DVLAModule(LightningModule):
         values = {f"{prefix}/success_rate": total.rate, f"{prefix}/num_episodes": float(total.n)}
         values[f"{prefix}/num_errors"] = float(total.errors)
         values |= {f"{prefix}/success_rate/{task}": count.rate for task, count in counts.items() if count.n}
-        steps = self.trainer.datamodule.evaluation_steps
+        steps = self._data.evaluation_steps
         values[f"{prefix}/network_evaluations_per_decision"] = network_evaluations(counts, steps).per_decision
         by_steps = success_by_steps(counts, steps)
         if len(by_steps) > 1:

@@ -49,7 +49,8 @@ def add_adapter(backbone: nn.Module, lora: LoraConfig) -> nn.Module:
         lora.target_modules = getattr(backbone, "lora_targets", None) or "all-linear"
     is_everywhere = isinstance(lora.target_modules, str) and lora.target_modules.lower() == "all-linear"
     if is_everywhere:  # peft resolves this name for transformers models only
-        lora.target_modules = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+        linear = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+        lora.target_modules = linear  # type: ignore[assignment]  # peft itself makes a set of a list
     if is_everywhere and lora.layers_to_transform is not None:  # as peft says of "all-linear", and only of it
         raise UserError("lora.layers_to_transform chooses among target_modules: give their names")
     check_values(lora, "lora")
@@ -59,7 +60,7 @@ def add_adapter(backbone: nn.Module, lora: LoraConfig) -> nn.Module:
     return adapted
 
 
-def _pad_ranks(adapted: nn.Module) -> None:
+def _pad_ranks(adapted: Any) -> None:
     """Fills adapters up to the rank that was asked for.
 
     Those of pissa and olora have no higher rank than their layer's smaller side, which the configuration cannot say.
@@ -151,7 +152,7 @@ def load_adapter(backbone: nn.Module, directory: Path) -> nn.Module:
     return adapted
 
 
-def merge_adapter(adapted: nn.Module, directory: Path) -> nn.Module:
+def merge_adapter(adapted: Any, directory: Path) -> nn.Module:
     """The backbone with its adapter added into its weights.
 
     Raises:

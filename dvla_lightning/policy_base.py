@@ -56,5 +56,5 @@ def fingerprint(tensors: Mapping[str, Tensor], base: str = "") -> str:
     digest = hashlib.sha256(base.encode())
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -193,6 +193,7 @@ def _class(description: dict[str, Any], base: type, where: str, trusted_modules:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    each: type
     for each in base.__subclasses__():
         yield each
         yield from _subclasses(each)
@@ -205,7 +206,7 @@ def _build(cls: type, init_args: dict[str, Any], where: str) -> Any:
     except TypeError as error:
         raise UserError(f"{where} does not fit {cls.__name__}: {error}") from error
     try:
-        hints = get_type_hints(cls.__init__)
+        hints = get_type_hints(cls.__init__)  # type: ignore[misc]  # of the class that is called below
     except NameError:  # a user's class that imports its types for type checkers alone
         hints = {}
     for name, value in init_args.items():

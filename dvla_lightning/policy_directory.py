@@ -189,8 +189,7 @@ def resolve(pretrained: str, revision: str | None = None) -> tuple[Path, str | N
         from huggingface_hub import snapshot_download
 
         wanted = [CONFIG, WEIGHTS, f"{ADAPTER}/*.json", f"{ADAPTER}/*.safetensors"]
-        pinned = {} if revision is None else {"revision": revision}
-        snapshot = Path(snapshot_download(pretrained, allow_patterns=wanted, **pinned))
+        snapshot = Path(snapshot_download(pretrained, allow_patterns=wanted, revision=revision))
         return snapshot, snapshot.name  # the hub's cache names a snapshot by its commit
     except Exception as error:
         raise UserError(

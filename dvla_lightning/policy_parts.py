@@ -95,7 +95,7 @@ class PolicyParts(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.value_head[0].weight.device
+        return next(self.value_head.parameters()).device
 
     @property
     def num_positions(self) -> int:
@@ -135,9 +135,8 @@ class PolicyParts(nn.Module):
         """
         self.action_normalizer.fit(actions_ND)
         self.proprioception_normalizer.fit(proprioception_ND)
-        if hasattr(self.action_tokenizer, "fit"):
-            actions = torch.as_tensor(actions_ND, dtype=torch.float32).to(self.device)
-            self.action_tokenizer.fit(self.action_normalizer.normalize(actions))
+        actions = torch.as_tensor(actions_ND, dtype=torch.float32).to(self.device)
+        self.action_tokenizer.fit(self.action_normalizer.normalize(actions))
         self.is_fitted = True
 
     # -- prompts -----------------------------------------------------------------------------------------------------

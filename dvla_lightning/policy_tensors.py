@@ -48,8 +48,8 @@ def read_tensors(
             names = set(file.keys())
             for name in sorted(own.keys() | {name for name in names if name.startswith(only)}):
                 if name not in own or name not in names:
-                    problem = "is missing" if name in own else "has no place there"
-                    raise UserError(f"{path} does not fit {what}: tensor {name!r} {problem}")
+                    fault = "is missing" if name in own else "has no place there"
+                    raise UserError(f"{path} does not fit {what}: tensor {name!r} {fault}")
             wanted = (file.metadata() or {}).get(CHECKSUM)  # a file of another program has none
             for name in sorted(names):
                 value = file.get_tensor(name)
@@ -92,7 +92,7 @@ def _checksum(state: Mapping[str, Tensor]) -> str:
 
 
 def _crc32(tensor: Tensor, value: int) -> int:
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), value)
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, value)
 
 
 def check_finite(state: Mapping[str, Tensor], problem: str, buffers: Collection[str] = ()) -> None:

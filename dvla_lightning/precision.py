@@ -38,8 +38,8 @@ class BFloat16Weights(Precision):
             yield
 
 
-def settle_precision(trainer: Trainer) -> None:
-    """Puts `BFloat16Weights` in the place of Lightning's bf16-true.
+def apply_precision(trainer: Trainer) -> None:
+    """Checks the precision of a run, and replaces Lightning's bf16-true by `BFloat16Weights`.
 
     Raises:
         UserError: for a precision that this package does not train and evaluate with.

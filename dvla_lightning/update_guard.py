@@ -1,4 +1,4 @@
-"""What stands between the loss and the weights: no number that is not finite gets past it."""
+"""The guard between the loss and the weights: no number that is not finite gets past it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class UpdateGuard:
     def refuses(
         self, named_parameters: Iterable[tuple[str, Parameter]], is_scaled: bool, any_rank: Callable[[bool], bool]
     ) -> str | None:
-        """What is wrong with the update that the minibatches seen since the last call would make; None: nothing is.
+        """Says what is wrong with the update from the minibatches since the last call; None if nothing is.
 
         Args:
             named_parameters: whose gradients are about to be used, averaged over ranks.

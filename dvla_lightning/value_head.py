@@ -29,7 +29,7 @@ class ValueHead(nn.Sequential):
 
     def forward(self, hidden_BD: Tensor) -> Tensor:
         with torch.autocast(hidden_BD.device.type, enabled=False):
-            values_B1: Tensor = super().forward(hidden_BD.float())
+            values_B1: Tensor = super().forward(hidden_BD.float())  # type: ignore[no-untyped-call]  # untyped in torch
             return values_B1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -19,12 +19,13 @@ MAY_IMPORT = {
     "launch":            "errors files locks paths",
     "tools":             "data objectives evaluation rollout policy backbones "
                          "actions diffusion rl envs envs.base errors files paths seeding versions",
-    "callbacks":         "checkpointing module data wiring objectives evaluation rollout policy actions diffusion rl "
-                         "envs.base errors files",
+    "callbacks":         "checkpointing module data wiring objectives evaluation rollout policy actions "
+                         "diffusion rl envs.base errors files",
     "checkpointing":     "errors files",
-    "module":            "wiring objectives evaluation rollout policy backbones actions diffusion rl envs.base errors",
-    "data":              "wiring objectives evaluation rollout policy backbones actions diffusion rl envs.base errors "
-                         "files locks paths seeding",
+    "module":            "wiring objectives evaluation rollout policy backbones actions diffusion rl "
+                         "envs.base errors",
+    "data":              "wiring objectives evaluation rollout policy backbones actions diffusion rl "
+                         "envs.base errors files locks paths seeding",
     "wiring":            "objectives policy",  # what the module and the data module know of each other
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
     "evaluation":        "rollout policy actions diffusion rl envs.base errors files locks paths seeding",
@@ -50,7 +51,7 @@ SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
     **dict.fromkeys(("policy_parts", "policy_base", "policy_recipe", "policy_check", "value_head"), "policy"),
     **dict.fromkeys(("policy_adapters", "lora_options", "lora_config", "decisions"), "policy"),
-    **dict.fromkeys(("lightning_cli", "cli_help"), "cli"),
+    **dict.fromkeys(("lightning_cli", "cli_help", "verbs"), "cli"),
     **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
 }
 
@@ -144,9 +145,37 @@ def check(root):
     return problems
 
 
+def circles(root):
+    """Groups of modules that import each other, directly or through further ones, each as a sorted tuple."""
+    files = {module_name(path, root): path for path in root.rglob("*.py")}
+    imports = {}
+    for name, path in files.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imports[name] = {imported for _, imported in imported_modules(path, tree, root, files)} & set(files) - {name}
+
+    def below(name):
+        found, left = set(), [name]
+        while left:
+            new = imports[left.pop()] - found
+            found |= new
+            left.extend(new)
+        return found
+
+    reached = {name: below(name) for name in files}
+    return {
+        tuple(sorted(other for other in found if name in reached[other]))
+        for name, found in reached.items()
+        if name in found
+    }
+
+
 def test_the_package_keeps_its_rules():
     assert PACKAGE.is_dir()
     assert not (problems := check(PACKAGE)), "\n".join(problems)
+
+
+def test_no_modules_import_each_other():
+    assert circles(PACKAGE) == set()
 
 
 def test_the_table_points_one_way():
@@ -175,7 +204,7 @@ def small_tree(tmp_path):
     add("diffusion/path.py", '"""Paths."""\nimport math\nfrom torch import Tensor\n')
     add("diffusion/views.py", '"""Views."""\nfrom .path import x\nfrom dvla_lightning.diffusion import path\n')
     add("rl/losses.py", '"""Losses."""\nimport torch\nfrom torch.nn import functional\n')
-    add("policy.py", '"""Policy."""\nfrom dvla_lightning import __version__, policy_directory, errors\n')
+    add("policy.py", '"""Policy."""\nfrom dvla_lightning import __version__, errors\n')
     add("policy_directory.py", '"""Directory."""\nfrom dvla_lightning.policy import DVLAPolicy\n')
     add("envs/base.py", '"""Contract."""\nimport gymnasium\n')
     add("envs/libero.py", '"""LIBERO."""\nimport robosuite\nfrom dvla_lightning.envs.base import Environment\n')
@@ -185,7 +214,27 @@ def small_tree(tmp_path):
 
 
 def test_a_good_tree_passes(small_tree):
-    assert check(small_tree("rl/kl.py", '"""KL."""\n')) == []
+    root = small_tree("rl/kl.py", '"""KL."""\n')
+    assert check(root) == [] and circles(root) == set()
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({"policy": "from dvla_lightning import policy_directory"}, "policy policy_directory"),
+        ({"rl.losses": "from .kl import k", "rl.kl": "def f():\n    from . import losses"}, "rl.kl rl.losses"),
+        (
+            {"envs.base": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import dvla_lightning.module"},
+            "envs.base module policy",
+        ),
+        ({"envs.a.__init__": "from .b import x", "envs.a.b": "from dvla_lightning.envs.a import y"}, "envs.a envs.a.b"),
+    ],
+)
+def test_a_circle_is_found(small_tree, files, names):
+    small_tree("policy.py", "from dvla_lightning.envs import base\n")
+    for module, source in files.items():
+        root = small_tree(f"{module.replace('.', '/')}.py", f"{source}\n")
+    assert circles(root) == {tuple(f"dvla_lightning.{name}" for name in names.split())}
 
 
 BROKEN = {

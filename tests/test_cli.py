@@ -14,6 +14,7 @@ import yaml
 
 from dvla_lightning import cli
 from dvla_lightning.tools.parser import useful_line
+from dvla_lightning.verbs import TOOLS, TRAINER_VERBS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
@@ -58,12 +59,12 @@ def test_idle_threads_of_torch_sleep_unless_the_user_says_otherwise(given, then,
 
 def test_python_m_is_the_command():
     done = subprocess.run([sys.executable, "-m", "dvla_lightning", "--help"], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
+    assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in [*TRAINER_VERBS, *TOOLS])
 
 
 def test_help_lists_every_command_without_importing_torch(capfd):
     code, out, _ = run(capfd, "--help")
-    assert code == 0 and all(verb in out for verb in [*cli.TRAINER_VERBS, *cli.TOOLS])
+    assert code == 0 and all(verb in out for verb in [*TRAINER_VERBS, *TOOLS])
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -77,7 +78,7 @@ def test_shipped_configs_fit_the_code(config, capfd):
     assert set(content) <= set(yaml.safe_load(out))
 
 
-@pytest.mark.parametrize("verb", cli.TRAINER_VERBS)
+@pytest.mark.parametrize("verb", TRAINER_VERBS)
 def test_help_shows_our_own_options_before_those_of_the_trainer(verb, capfd):
     code, out, _ = run(capfd, verb, "--help")
     assert code == 0
@@ -140,6 +141,7 @@ def test_bad_arguments_end_in_one_sentence(args, expected, rl_args, policy_dir, 
 
 
 REMASKS = ["--model.policy.sampler.remask_threshold", "0.2"]
+STEP_MERGE = ["--model.objective.estimator", "StepMerge", "--model.objective.estimator.num_groups"]
 SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
 
 
@@ -154,8 +156,12 @@ SELECTION_TERM = ["--model.objective.selection_term", "plackett_luce"]
         (["--data.reschedule.every", "0"], "every must be a number at least 1"),
         (["--data.reschedule", "{every: 1, num_steps: [9]}"], "between 1 and 8"),
         (["--data.evaluation.num_steps", "0"], "num_steps must be a number at least 1"),
-        (["--model.objective.estimator", "step_merge(2)", *REMASKS], "cannot score a sampler with remasking"),
-        (["--model.objective.estimator", "d3"], "unknown estimator 'd3'"),
+        (["--model.objective.estimator", "StepMerge", *REMASKS], "cannot score a sampler with remasking"),
+        (["--model.objective.estimator", "d3"], "known are: Coupled, FullMask, LastStep, RandomMask, StepMerge, Traj"),
+        (["--model.objective.estimator", "trajectory"], "trajectory, did you mean Trajectory?"),
+        (["--model.objective.estimator", "step_merge(2)"], "did you mean StepMerge, and its arguments as init_args?"),
+        ([*STEP_MERGE, "0"], "StepMerge needs at least 1 group, got 0"),
+        ([*STEP_MERGE, "1.5"], "num_groups: Expected a <class 'int'>. Got value: 1.5"),
         (["--model.objective.credit", "per_step", "--model.objective.ratio_level", "chunk"], "needs ratio_level token"),
         (["--model.objective.dual_clip", "1"], "dual_clip must be above 1"),
         (SELECTION_TERM, "needs a random selection"),

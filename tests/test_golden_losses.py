@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dvla_lightning.diffusion.estimators import Coupled, FullMask, LastStep, RandomMask, StepMerge
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import DemonstrationBatch, SupervisedObjective, TrajectoryPPO
 from dvla_lightning.rollout.collector import Collector
@@ -83,11 +84,11 @@ def test_trajectory_ppo(tiny_policy):
 
 # name -> options of the objective, of the policy's sampler, of the advantages
 VARIANTS = {
-    "last_step": ({"estimator": "last_step"}, {}, {}),
-    "full_mask": ({"estimator": "full_mask"}, {}, {}),
-    "random_mask": ({"estimator": "random_mask(2, 0.1, 0.9)"}, {}, {}),
-    "coupled": ({"estimator": "coupled(1)"}, {}, {}),
-    "step_merge": ({"estimator": "step_merge(2)"}, {}, {}),
+    "last_step": ({"estimator": LastStep()}, {}, {}),
+    "full_mask": ({"estimator": FullMask()}, {}, {}),
+    "random_mask": ({"estimator": RandomMask()}, {}, {}),
+    "coupled": ({"estimator": Coupled()}, {}, {}),
+    "step_merge": ({"estimator": StepMerge()}, {}, {}),
     "kl_k2": ({"kl_coef": 0.1, "kl_kind": "k2"}, {}, {}),
     "kl_k3": ({"kl_coef": 0.1, "kl_kind": "k3"}, {}, {}),
     "plackett_luce": ({"selection_term": "plackett_luce"}, {"selection_temperature": 0.5}, {}),

@@ -125,7 +125,7 @@ def test_a_repository_is_named_with_its_revision(base, tmp_path, monkeypatch):
     snapshot, asked = tmp_path / "cache" / "snapshots" / "0a1b2c", []
     shutil.copytree(base, snapshot)
 
-    def download(name, allow_patterns, revision="main"):
+    def download(name, allow_patterns, revision):
         asked.append((name, revision))
         return str(snapshot)
 
@@ -135,7 +135,7 @@ def test_a_repository_is_named_with_its_revision(base, tmp_path, monkeypatch):
     reference = config(tmp_path / "adapter")["base"]
     assert (reference["pretrained"], reference["revision"]) == ("organisation/policy", "0a1b2c")
     assert_same_behaviour(policy, DVLAPolicy.from_pretrained(tmp_path / "adapter"))
-    assert asked == [("organisation/policy", "main"), ("organisation/policy", "0a1b2c")]
+    assert asked == [("organisation/policy", None), ("organisation/policy", "0a1b2c")]
 
 
 # -- format versions ---------------------------------------------------------------------------------------------------

@@ -469,7 +469,7 @@ def test_a_snapshot_downloads_only_what_is_read(directory, monkeypatch):
 
     asked = {}
 
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, revision):
         asked.update({name: allow_patterns})
         return str(directory)
 

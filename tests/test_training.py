@@ -324,7 +324,7 @@ def test_a_run_without_value_estimates(advantage, rl, tmp_path):
     assert max(scalars(run, "train/approx_kl")) > 1e-6
 
 
-@pytest.mark.parametrize("estimator", ["trajectory", "random_mask(2)"])
+@pytest.mark.parametrize("estimator", ["Trajectory", "{class_path: RandomMask, init_args: {num_masks: 3}}"])
 def test_a_run_with_a_sampler_that_masks_again(estimator, rl, tmp_path):
     run = tmp_path / "run"
     options = {"model.policy.sampler.remask_threshold": 0.125, "model.objective.estimator": estimator}

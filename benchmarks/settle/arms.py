@@ -73,9 +73,20 @@ class Arm:
         )
 
 
+ESTIMATORS = {
+    "trajectory": "Trajectory",
+    "last_step": "LastStep",
+    "full_mask": "FullMask",
+    "random_mask2": "RandomMask, init_args: {num_masks: 2}",
+    "coupled1": "Coupled, init_args: {num_pairs: 1}",
+    "step_merge2": "StepMerge, init_args: {num_groups: 2}",
+}
+
+
 def _estimator(name: str, num_steps: int) -> Arm:
-    label = name.replace("(", "").replace(")", "")
-    return Arm(f"{label}-K{num_steps}", num_steps, changes={"model.objective.init_args.estimator": name})
+    # in full, as config.yaml has it
+    estimator = f"{{class_path: dvla_lightning.diffusion.estimators.{ESTIMATORS[name]}}}"
+    return Arm(f"{name}-K{num_steps}", num_steps, changes={"model.objective.init_args.estimator": estimator})
 
 
 SAMPLERS = {"max_prob": MAX_PROB, "gumbel": GUMBEL, "drawn_prob": DRAWN, "random": RANDOM}
@@ -94,8 +105,8 @@ ARMS = [
     *(_estimator(name, num_steps) for name in ("trajectory", "last_step") for num_steps in (4, 2)),
     _estimator("trajectory", 1),
     Arm("schedule", 0),
-    *(_estimator(name, num_steps) for name in ("full_mask", "random_mask(2)", "coupled(1)") for num_steps in (4, 2)),
-    _estimator("step_merge(2)", 4),
+    *(_estimator(name, num_steps) for name in ("full_mask", "random_mask2", "coupled1") for num_steps in (4, 2)),
+    _estimator("step_merge2", 4),
     Arm("chunk-K4", 4, changes={"model.objective.init_args.ratio_level": "chunk"}),
     Arm("gumbel-none-K4", 4, GUMBEL),
     Arm("gumbel-plackett_luce-K4", 4, GUMBEL, changes={"model.objective.init_args.selection_term": "plackett_luce"}),

@@ -36,7 +36,15 @@ from benchmarks.settle.bandit_moments import Member
 from benchmarks.settle.bandit_paths import LENGTH, VOCAB, random_parameters, reward_table
 from benchmarks.settle.bandit_tables import tables
 from benchmarks.settle.statistics import Estimate
-from dvla_lightning.diffusion.estimators import Estimator, parse_estimator
+from dvla_lightning.diffusion.estimators import (
+    Coupled,
+    Estimator,
+    FullMask,
+    LastStep,
+    RandomMask,
+    StepMerge,
+    Trajectory,
+)
 from dvla_lightning.diffusion.sampler import Sampler
 
 SAMPLERS = {
@@ -46,7 +54,14 @@ SAMPLERS = {
     "random": Sampler(confidence="random"),
 }
 MARGINAL, WITH_SELECTION = "exact marginal", "trajectory + plackett_luce"
-PACKAGE = ["trajectory", "last_step", "full_mask", "random_mask(2)", "coupled(1)", "step_merge(2)"]
+PACKAGE = {
+    "trajectory": Trajectory(),
+    "last_step": LastStep(),
+    "full_mask": FullMask(),
+    "random_mask(2)": RandomMask(2),
+    "coupled(1)": Coupled(1),
+    "step_merge(2)": StepMerge(2),
+}
 METRICS = ["relative_bias", "scaled_bias", "noise"]
 MEASURE = {"members": 16}
 TRAIN = {"members": 32, "steps": 50, "batch": 32}
@@ -66,7 +81,7 @@ def parse_name(name: str) -> tuple[Estimator | None, bool]:
     """(the package's estimator or None for the exact marginal, whether the selection term is added)."""
     if name == MARGINAL:
         return None, False
-    return parse_estimator("trajectory" if name == WITH_SELECTION else name), name == WITH_SELECTION
+    return PACKAGE["trajectory" if name == WITH_SELECTION else name], name == WITH_SELECTION
 
 
 # -- bias and noise ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What both the normaliser and the fitted bins need of the numbers they learn from a data set."""
+"""Statistics of a data set: the parts that the normaliser and the fitted bins share."""
 
 from __future__ import annotations
 

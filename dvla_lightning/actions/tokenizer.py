@@ -21,7 +21,7 @@ MAX_BINS = 2**20
 
 
 class ActionTokenizer(StatisticsModule, ABC):
-    """What the policy asks of a tokenizer. Subclasses map single numbers in `_encode` and `_decode`.
+    """The contract between the policy and a tokenizer. Subclasses map single numbers in `_encode` and `_decode`.
 
     Args:
         num_bins: size V of the action vocabulary, 2 to `MAX_BINS`.
@@ -49,6 +49,10 @@ class ActionTokenizer(StatisticsModule, ABC):
     def init_args(self) -> dict[str, Any]:
         """Constructor arguments, ready for JSON."""
         return {"num_bins": self.num_bins}
+
+    def fit(self, samples_N_D: ArrayLike | Tensor) -> Self:
+        """Takes what it needs from the normalised actions of demonstrations; by default nothing."""
+        return self
 
     def encode(self, actions: Tensor) -> Tensor:
         """Actions -> tokens.

@@ -107,11 +107,11 @@ class Backbone(nn.Module, ABC):
         """Reads the prompt; everything about it that does not depend on the action tokens is computed here."""
 
     @abstractmethod
-    def denoise(self, context: Context, noisy_BSL: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise(self, context: Any, noisy_BSL: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts the clean tokens of S independent masked views of each prompt.
 
         Args:
-            context: of B prompts.
+            context: of B prompts, from `encode`; every network has its own kind.
             noisy_BSL: int64, values in [0, V]; V is MASK. Views of one prompt do not see each other.
 
         Returns:

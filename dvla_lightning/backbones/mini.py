@@ -132,6 +132,7 @@ class MiniBackbone(Backbone):
     """
 
     attention = "prefix"
+    layers: Sequence[Layer]
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class MiniBackbone(Backbone):
         self.proprioception_token = nn.Sequential(nn.Linear(proprioception_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.action_embedding = nn.Embedding(vocab_size + 1, dim)  # the last row is MASK
         self.action_position = nn.Parameter(torch.randn(num_positions, dim) * 0.02)
-        self.layers = nn.ModuleList(Layer(dim, num_heads) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Layer(dim, num_heads) for _ in range(num_layers))  # type: ignore[assignment]
         self.final_norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocab_size)
 

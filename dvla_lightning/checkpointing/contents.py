@@ -1,4 +1,4 @@
-"""What a checkpoint holds: its form, and that its numbers are finite."""
+"""Checks the contents of a checkpoint: its form, and that its numbers are finite."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _check_version(text: str, path: Path) -> None:
 
 
 def _wrong_part(checkpoint: Mapping[str, Any]) -> str | None:
-    """What is wrong inside the parts whose kind has been checked."""
+    """Says what is wrong inside the parts whose kind has been checked."""
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             return f"{name!r} of its state_dict is a {type(value).__name__} and no tensor"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 
 from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
@@ -25,16 +26,16 @@ class LastCheckpoint(Checkpoint):
         self._epochs: int | None = None  # complete ones in the newest checkpoint; None before training
         self._newest: Path | None = None
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Complains now, not after the first epoch; not in `setup`, where others still complain about the run."""
+    def on_fit_start(self, trainer: Any, module: LightningModule) -> None:
+        """Makes the folder, so that a full disk is found now; not in `setup`, where others still refuse the run."""
         if not trainer.fast_dev_run and trainer.is_global_zero:
             remove_partial(make_folder(checkpoint_folder(trainer)))
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, module: LightningModule) -> None:
         self._newest = Path(trainer.ckpt_path) if trainer.ckpt_path else None
         self._epochs = complete_epochs(trainer) if self._newest else 0
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: LightningModule) -> None:
         if at_epoch_end(trainer) and not trainer.fast_dev_run:
             # All ranks reduce what was logged before they meet to save: rank 0 may have done so for its progress bar,
             # and the others would wait for it elsewhere.
@@ -43,19 +44,19 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(path)
             self._newest, self._epochs = path, complete_epochs(trainer)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_end(self, trainer: Any, module: LightningModule) -> None:
         if not at_epoch_end(trainer):
             self._say_where(trainer, "; policy/ will hold the weights of the moment")
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Any, module: LightningModule, exception: BaseException) -> None:
         # SIGTERM and Ctrl-C are no Exception. An error has its own sentence; where nothing was saved it is enough.
         if self._epochs is not None and (self._newest or not isinstance(exception, Exception)):
             self._say_where(trainer, "")
 
-    def _say_where(self, trainer: Trainer, remark: str) -> None:
+    def _say_where(self, trainer: Any, remark: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        unit, number = getattr(trainer.datamodule, "epoch_name", "epoch"), self._epochs
+        unit, number = getattr(trainer.datamodule, "epoch_name", "epoch"), self._epochs or 0
         if self._newest is None:
             rest = f"there is no checkpoint to resume from, a new run begins {unit} {number} again"
         else:

@@ -37,7 +37,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def misfit(saved: Mapping[str, Any], optimizer: Optimizer) -> str | None:
-    """Why a saved state is not that of the parameters of this optimizer, which torch would find out later or never.
+    """Says why a saved state does not belong to this optimizer's parameters; torch notices late or never.
 
     Args:
         saved: for which `is_optimizer_state` is true.

@@ -1,4 +1,4 @@
-"""How far a run is, as Lightning counts."""
+"""The progress of a run, as Lightning counts it."""
 
 from __future__ import annotations
 

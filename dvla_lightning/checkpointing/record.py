@@ -1,4 +1,4 @@
-"""What a checkpoint says about the run that wrote it, and whether it fits the run that reads it."""
+"""The record of the run that wrote a checkpoint, and the check that it fits the run that reads it."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class RunRecord(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Before anything but weights has been restored."""
+        """Compares before anything but weights has been restored."""
         path, record = trainer.ckpt_path, checkpoint[RECORD]
         self._loaded = checkpoint
-        loop = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop"}.get(str(trainer.state.fn.value))
-        own_loop = getattr(trainer, loop or "predict_loop")
+        assert trainer.state.fn is not None
+        loop = f"{trainer.state.fn.value}_loop"
         subject = f"{path} is no checkpoint of a run: it"
         check_form(record, {"actions": {}, "lora_scaling": [], "frozen_weights": "", "precision": ""}, subject)
-        check_form(checkpoint["loops"][loop or "predict_loop"], own_loop.state_dict(), subject)
+        check_form(checkpoint["loops"][loop], getattr(trainer, loop).state_dict(), subject)
         # Infinity is let through in what it calls a buffer.
         if weights := set(record.get("buffers", [])) & {name for name, _ in module.named_parameters()}:
             raise UserError(f"{subject} calls {min(weights)} a buffer, and it is a weight here")
@@ -62,13 +62,11 @@ class RunRecord(Callback):
         check_form(record, {"objective": "", "optimizers": [], "lr_schedulers": [], "is_epoch_end": True}, subject)
         if record["objective"] != own["objective"]:
             raise UserError(f"{path} was written by {record['objective']}, not {own['objective']}: {START_ANEW}")
-        for callback in trainer.callbacks:
-            if callback.state_key in checkpoint["callbacks"]:
-                check_form(checkpoint["callbacks"][callback.state_key], callback.state_dict(), subject)
-        _settle_progress(checkpoint, path)
+        _check_callbacks(trainer, checkpoint["callbacks"], subject)
+        _begin_next_epoch(checkpoint, path)
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Optimizers exist by now, and their state has not been restored yet."""
+        """Compares the optimizers, which exist by now; their state has not been restored yet."""
         if trainer.ckpt_path is None:
             return
         if self._loaded is None:  # it has no callbacks, so that Lightning did not ask
@@ -85,9 +83,9 @@ class RunRecord(Callback):
                 words = [", ".join(names) or "none" for names in (saved, own)]
                 raise UserError(f"{path} was written with another {option} ({words[0]}, not {words[1]}): {START_ANEW}")
         subject = f"{path} does not fit this run: its"
-        for key, own in (("optimizer_states", optimizers), ("lr_schedulers", schedulers)):
-            if len(self._loaded[key]) != len(own):
-                raise UserError(f"{subject} {key} are {len(self._loaded[key])}, and not {len(own)}: {START_ANEW}")
+        for key, count in (("optimizer_states", len(optimizers)), ("lr_schedulers", len(schedulers))):
+            if len(self._loaded[key]) != count:
+                raise UserError(f"{subject} {key} are {len(self._loaded[key])}, and not {count}: {START_ANEW}")
         for state, optimizer in zip(self._loaded["optimizer_states"], trainer.optimizers, strict=True):
             if problem := misfit(state, optimizer):
                 raise UserError(f"{subject} optimizer {problem}: {START_ANEW}")
@@ -97,20 +95,21 @@ class RunRecord(Callback):
             check_form(state, scheduler.state_dict(), f"{subject} lr_scheduler")
         self._loaded = None
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._check_frozen(trainer, module)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_frozen(trainer, pl_module)
         self._loaded = None
 
     on_test_start = on_predict_start = on_validation_start
 
     def _check_frozen(self, trainer: Trainer, module: LightningModule) -> None:
-        """Not in `on_load_checkpoint`: the strategy has not given the weights their precision there."""
+        """Compares frozen weights; in `on_load_checkpoint` the strategy has not given them their precision yet."""
         if self._loaded is None:
             return
         record = self._loaded.get(RECORD)
         # Weights of another precision are rounded, so that nothing can be said about them.
-        comparable = record is not None and record["precision"] == str(trainer.precision)
-        if comparable and record["frozen_weights"] != self._frozen_weights(module):
+        if record is None or record["precision"] != str(trainer.precision):
+            return
+        if record["frozen_weights"] != self._frozen_weights(module):
             raise UserError(
                 f"{trainer.ckpt_path} was trained on other frozen weights than those of model.policy.pretrained: give "
                 "the policy that the run started from"
@@ -124,13 +123,19 @@ class RunRecord(Callback):
             for name, value in module.named_parameters():
                 if not value.requires_grad and name not in rewritten:
                     digest.update(name.encode())
-                    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             self._frozen = digest.hexdigest()
         return self._frozen
 
 
+def _check_callbacks(trainer: Any, saved: Mapping[str, Any], subject: str) -> None:
+    for callback in trainer.callbacks:
+        if callback.state_key in saved:
+            check_form(saved[callback.state_key], callback.state_dict(), subject)
+
+
 def _describe(module: Any) -> dict[str, Any]:
-    """In plain values: what is trained by which objective, and what the outputs of the network mean."""
+    """Describes in plain values what is trained by which objective, and what the network's outputs mean."""
     policy = module.policy
     scaling = {float(value) for part in policy.modules() for value in getattr(part, "scaling", {}).values()}
     tokenizer = policy.action_tokenizer
@@ -150,7 +155,7 @@ def _name(part: Any) -> str:
     return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
-def _settle_progress(checkpoint: dict[str, Any], path: Any) -> None:
+def _begin_next_epoch(checkpoint: dict[str, Any], path: Any) -> None:
     """Begins the next epoch; raises `UserError` for a checkpoint from inside an epoch, which cannot be continued."""
     fit_loop = checkpoint["loops"]["fit_loop"]
     if not checkpoint[RECORD]["is_epoch_end"]:

@@ -83,7 +83,7 @@ def guard_checkpoints(trainer: Trainer) -> None:
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
-    """Where the checkpoints of a run are."""
+    """The folder of a run's checkpoints."""
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
@@ -126,7 +126,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file, found by its checksums; None if it is whole."""
+    """Says what is wrong with a file, by its checksums; None if it is whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a row's numbers are for; no two purposes of a seed share one."""
+    """The use of a row's numbers; no two purposes of a seed share one."""
 
     TOKENS = 1
     MASKS = 2
@@ -46,7 +46,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros coming in at the left."""
+    """Shifts to the right, with zeros coming in at the left."""
     return z.bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def entropy(log_probs: Tensor) -> Tensor:
-    """Of distributions in nats: -sum p log p, with 0 log 0 = 0 in the value and in the gradient.
+    """Entropy of distributions in nats: -sum p log p, with 0 log 0 = 0 in the value and in the gradient.
 
     Neither of the usual forms will do. exp(log p) * log p is 0 * inf where a network forbids a token; xlogy(p, p) has
     the derivative log p + 1, which is infinite where p underflows although log p is an ordinary number.

@@ -6,9 +6,8 @@ that view scores nothing in it. All but `Trajectory` are surrogates of the path'
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,9 +19,8 @@ from dvla_lightning.diffusion.views import MaskedViews
 
 
 class Estimator(ABC):
-    """Turns denoising paths into views; written in configurations as name(arguments), see `parse_estimator`."""
+    """Turns denoising paths into views."""
 
-    name: str
     scores_once = True
     """Whether every position is scored by one view at most."""
 
@@ -38,10 +36,6 @@ class Estimator(ABC):
     def check_sampler(self, sampler: Sampler) -> None:  # noqa: B027
         """Raises `ValueError` if the paths of this sampler cannot be scored."""
 
-    def __str__(self) -> str:
-        arguments = astuple(self)  # type: ignore[call-overload]
-        return f"{self.name}({', '.join(map(str, arguments))})" if arguments else self.name
-
 
 @dataclass(frozen=True)
 class Trajectory(Estimator):
@@ -50,8 +44,6 @@ class Trajectory(Estimator):
     Every token is scored once, in the state in which it was drawn (arXiv 2606.23623, Eq. 3-6; TraceRL, arXiv
     2509.06949). With remasking a position is scored at every commit, with the token it then got.
     """
-
-    name = "trajectory"
 
     def views(self, path: DenoisingPath, mask_id: int) -> MaskedViews:
         num_steps = _common_num_steps(path)
@@ -74,11 +66,10 @@ class StepMerge(Estimator):
     """
 
     num_groups: int = 2
-    name = "step_merge"
 
     def __post_init__(self) -> None:
         if self.num_groups < 1:
-            raise ValueError(f"step_merge needs at least 1 group, got {self.num_groups}")
+            raise ValueError(f"StepMerge needs at least 1 group, got {self.num_groups}")
 
     def views(self, path: DenoisingPath, mask_id: int) -> MaskedViews:
         num_steps = _common_num_steps(path)
@@ -87,14 +78,12 @@ class StepMerge(Estimator):
 
     def check_sampler(self, sampler: Sampler) -> None:
         if sampler.remasks:
-            raise ValueError("step_merge cannot score a sampler with remasking: use trajectory, or random_mask(2)")
+            raise ValueError("StepMerge cannot score a sampler with remasking: use Trajectory or RandomMask")
 
 
 @dataclass(frozen=True)
 class LastStep(Estimator):
     """Only the tokens committed in the last step, in their true state: the paper's negative ablation (Fig. 3)."""
-
-    name = "last_step"
 
     def views(self, path: DenoisingPath, mask_id: int) -> MaskedViews:
         num_steps = _common_num_steps(path)
@@ -105,8 +94,6 @@ class LastStep(Estimator):
 @dataclass(frozen=True)
 class FullMask(Estimator):
     """One all-masked view that scores every token, whatever K was (diffu-GRPO of d1, arXiv 2504.12216, Sec. 3)."""
-
-    name = "full_mask"
 
     def views(self, path: DenoisingPath, mask_id: int) -> MaskedViews:
         hidden_BSL = torch.ones_like(path.tokens_BL, dtype=torch.bool)[:, None]
@@ -128,15 +115,11 @@ class RandomMask(Estimator):
     num_masks: int = 2
     low: float = 0.1
     high: float = 0.9
-    name = "random_mask"
     scores_once = False
 
     def __post_init__(self) -> None:
         if self.num_masks < 1 or not 0 <= self.low <= self.high <= 1:
-            raise ValueError(
-                f"random_mask(m, low, high) needs m >= 1 and 0 <= low <= high <= 1, got {self.num_masks}, {self.low}, "
-                f"{self.high}"
-            )
+            raise ValueError(f"RandomMask needs num_masks >= 1 and 0 <= low <= high <= 1, got {self}")
 
     def views(self, path: DenoisingPath, mask_id: int) -> MaskedViews:
         time_BS1, noise_BSL = _mask_uniforms(path, self.num_masks)
@@ -154,50 +137,16 @@ class Coupled(Estimator):
     """
 
     num_pairs: int = 1
-    name = "coupled"
     scores_once = False
 
     def __post_init__(self) -> None:
         if self.num_pairs < 1:
-            raise ValueError(f"coupled needs at least 1 pair of masks, got {self.num_pairs}")
+            raise ValueError(f"Coupled needs at least 1 pair of masks, got {self.num_pairs}")
 
     def views(self, path: DenoisingPath, mask_id: int) -> MaskedViews:
         time_BS1, noise_BSL = _mask_uniforms(path, self.num_pairs)
         hidden_BSL = noise_BSL < time_BS1
         return _hidden_views(torch.cat([hidden_BSL, ~hidden_BSL], dim=1), path, mask_id)
-
-
-ESTIMATORS: dict[str, type[Estimator]] = {
-    kind.name: kind for kind in (Trajectory, LastStep, FullMask, RandomMask, Coupled, StepMerge)
-}
-
-
-def parse_estimator(text: str) -> Estimator:
-    """`trajectory`, `last_step`, `full_mask`, `random_mask(2, 0.1, 0.9)`, `coupled(1)` or `step_merge(2)`.
-
-    Arguments may be left out from the right.
-
-    Raises:
-        ValueError: for an unknown name, or arguments it does not take.
-    """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
-    if not match or match[1] not in ESTIMATORS:
-        raise ValueError(
-            f"unknown estimator {text!r}: choose trajectory, last_step, full_mask, random_mask(masks, low, high), "
-            "coupled(pairs) or step_merge(groups)"
-        )
-    kind = ESTIMATORS[match[1]]
-    parameters = fields(kind)  # type: ignore[arg-type]
-    written = [part for part in (match[2] or "").split(",") if part.strip()]
-    try:
-        if len(written) > len(parameters):
-            raise ValueError(f"at most {len(parameters)} arguments")
-        convert = [int if field.type == "int" else float for field in parameters]
-        arguments = [to_number(part) for to_number, part in zip(convert, written, strict=False)]
-    except ValueError as error:
-        form = ", ".join(f"{field.name}: {field.type}" for field in parameters)
-        raise ValueError(f"estimator {text!r} is not {match[1]}({form}): {error}") from None
-    return kind(*arguments)
 
 
 def _merged_views(path: DenoisingPath, group_BL: Tensor, num_groups: int, mask_id: int) -> MaskedViews:

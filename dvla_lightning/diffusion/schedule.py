@@ -1,4 +1,4 @@
-"""How much of a chunk is masked at time t, and how many positions each of K denoising steps commits."""
+"""The share of a chunk that is masked at time t, and the positions that each of K denoising steps commits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mask_ratio(time: Tensor, schedule: MaskSchedule) -> Tensor:
 
 @cache
 def commit_counts(num_positions: int, num_steps: int, schedule: MaskSchedule = "cosine") -> tuple[int, ...]:
-    """How many positions each denoising step commits.
+    """Number of positions that each denoising step commits.
 
     After step k the schedule wants floor(L * mask_ratio((k + 1) / K)) masked positions, at least one fewer than before
     and at least one; the last step commits everything left. Counts follow the float32 cosine of MM-ACT's sampler

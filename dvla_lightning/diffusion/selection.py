@@ -1,4 +1,4 @@
-"""Which masked positions a denoising step commits, and the probability of that choice."""
+"""The choice of the masked positions that a denoising step commits, and its probability."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import gymnasium
 import numpy as np
@@ -52,6 +52,10 @@ class SimulatorEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     ``reset(seed=...)`` seeds everything random that happens after the initial state (expert noise, choice of a way).
     """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc] # gymnasium's is one, too
+    action_space: gymnasium.spaces.Box[np.float32]
+    observation_space: gymnasium.Space[Any]
 
     def advance(self, action: NDArray[np.float32]) -> tuple[float, bool, bool, dict[str, Any]]:
         """Runs one control step without making an observation.
@@ -190,7 +194,7 @@ class Environment(ABC):
         }
 
     def select_tasks(self, tasks: str | list[str]) -> tuple[str, ...]:
-        """The tasks that a configuration asks for.
+        """Checks the tasks that a configuration asks for and returns their names.
 
         Args:
             tasks: "all", one name, or a list of names.

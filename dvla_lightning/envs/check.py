@@ -1,4 +1,4 @@
-"""What the doctor of an environment says, and how it reaches a simulator: `dvla doctor` brings that along."""
+"""Lines of an environment's doctor, and the way it reaches a simulator, which `dvla doctor` brings along."""
 
 from __future__ import annotations
 
@@ -31,19 +31,17 @@ class NoAnswer(Exception):
 
 
 class Simulator(Protocol):
-    """A simulator in a process of its own, which may die or hang.
+    """A simulator in a process of its own, which may die or hang."""
 
-    Attributes:
-        hello: versions of a process that another Python runs; None before its first answer, or of this Python.
-    """
-
-    hello: dict[str, Any] | None
+    @property
+    def hello(self) -> dict[str, Any] | None:
+        """Versions of a process that another Python runs; None before its first answer, or of this Python."""
 
     def reset(self, task: str, split: str, seconds: float) -> Any:
         """Begins the first episode of a task; raises `NoAnswer`, or `UserError` for what the user can mend."""
 
     def call(self, command: str, argument: Any, seconds: float) -> Any:
-        """The answer to another command; raises the same."""
+        """Sends another command and returns its answer; raises the same."""
 
     def close(self) -> None:
         """Ends the process."""

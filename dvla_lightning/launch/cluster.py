@@ -1,4 +1,4 @@
-"""Where the ranks of a run come from: this command, torchrun, or srun of SLURM."""
+"""The origin of a run's ranks: this command, torchrun, or srun of SLURM."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SrunRanks(SLURMEnvironment):
 
     @staticmethod
     def _validate_srun_variables() -> None:
-        """Lightning refuses --ntasks, which it could not tell from an allocation without srun."""
+        """Accepts --ntasks, which Lightning refuses because it cannot tell it from an allocation without srun."""
 
     def world_size(self) -> int:
         return num_external_ranks()
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """`check_world` says it better."""
+        """Checks nothing: `check_world` says it better."""
 
 
 def started_by_srun() -> bool:
@@ -49,7 +49,7 @@ def started_by_srun() -> bool:
 
 
 def num_external_ranks() -> int:
-    """How many processes torchrun or srun started; 1 if neither did."""
+    """Number of processes that torchrun or srun started; 1 if neither did."""
     if is_torchelastic_launched():
         return _number("WORLD_SIZE")
     if started_by_srun():
@@ -67,7 +67,7 @@ def is_first_process() -> bool:
 
 
 def cluster_environment() -> ClusterEnvironment | None:
-    """Where ranks come from, where Lightning would guess wrong; None where it does not.
+    """The origin of the ranks where Lightning would guess wrong; None where it does not.
 
     Raises:
         UserError: for variables of SLURM that are missing or no numbers.
@@ -80,7 +80,7 @@ def cluster_environment() -> ClusterEnvironment | None:
 
 
 def check_world(trainer: Any) -> None:
-    """Complains where the processes that exist are not the ranks that the Trainer expects.
+    """Checks that the processes that exist are the ranks that the Trainer expects.
 
     Raises:
         UserError: if so.
@@ -102,7 +102,7 @@ def check_world(trainer: Any) -> None:
 
 @contextlib.contextmanager
 def usr1_ends_as_term() -> Iterator[None]:
-    """SLURM announces the end of a job's time with SIGUSR1 or SIGTERM (--signal): both end a run in good order."""
+    """Treats SIGUSR1 as SIGTERM: SLURM announces the end of a job's time with either (--signal)."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):  # Windows
         yield
         return

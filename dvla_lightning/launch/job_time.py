@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Timer
 
 
 class JobTime(Timer):
-    """Lightning's Timer, without what it remembers of the jobs before.
+    """Lightning's Timer, without memory of earlier jobs.
 
     That one counts the time of a whole run, so that a job which is started again with the same limit and --ckpt_path
     auto ends before its first iteration, or inside it, and so does every one after it.

@@ -1,4 +1,4 @@
-"""What is said on the terminal: our own log, and not what libraries advertise."""
+"""The output on the terminal: our own log, without the advertisements of libraries."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer",
 class RankLauncher(_SubprocessScriptLauncher):
     """Lightning's launcher, without its way to end: it kills rank 0 and leaves the last word to gloo."""
 
-    def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         self.trainer = trainer
         self.is_over = False
         started = os.environ.get(WORDS)
@@ -72,7 +72,7 @@ class RankLauncher(_SubprocessScriptLauncher):
         return next(((rank, code) for rank, code in enumerate(codes, 1) if code), None)
 
     def sentence(self) -> str | None:
-        """Why a rank failed, in its own words if it had any; None if none did."""
+        """Says why a rank failed, in its own words if it had any; None if none did."""
         if (failed := self.failed()) is None:
             return None
         rank, code = failed
@@ -153,7 +153,7 @@ def use_launcher(trainer: Any) -> None:
 
 @contextlib.contextmanager
 def ending_together(launcher: Any) -> Iterator[None]:
-    """Where one rank fails, all end, and the reason is said once.
+    """Ends all ranks where one fails, and says the reason once.
 
     Raises:
         UserError: the reason, on the rank that says it.

@@ -1,4 +1,4 @@
-"""The directory of a run: what it holds, what is resumed from it, and who may write to it."""
+"""The directory of a run: its contents, what is resumed from it, and who may write to it."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints are, whatever the loggers are."""
+        """The folder of checkpoints, whatever the loggers are."""
         return self.root / "checkpoints"
 
     @property
     def last(self) -> Path:
-        """What `--ckpt_path last` goes on from."""
+        """The checkpoint of `--ckpt_path last`."""
         return self.checkpoints / "last.ckpt"
 
     def checkpoint(self, verb: str, given: str | os.PathLike[str] | None) -> Path | None:
@@ -76,7 +76,7 @@ class RunDirectory:
         return path
 
     def check_free(self, resumed: Path | None) -> None:
-        """Complains if a new run, or one that goes on from elsewhere, would overwrite the run that is here.
+        """Checks that no new run, or one that goes on from elsewhere, overwrites the run that is here.
 
         Args:
             resumed: the checkpoint that training goes on from.

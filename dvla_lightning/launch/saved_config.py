@@ -20,7 +20,7 @@ class SavedConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Not here, as in Lightning: what does not fit is found out later."""
+        """Writes nothing, unlike Lightning's: what does not fit is found out later."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "config.yaml")

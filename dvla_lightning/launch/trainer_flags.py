@@ -44,7 +44,7 @@ def whole_seed(given: Any) -> int:
 
 
 def check_flags(flags: Any, verb: str) -> None:
-    """Complains about flags that Lightning itself accepts, or answers with a traceback.
+    """Checks the flags that Lightning itself accepts wrongly, or answers with a traceback.
 
     Args:
         flags: the `trainer` part of the configuration.
@@ -121,7 +121,7 @@ def _check_devices(flags: Any) -> None:
 
 
 def check_port() -> None:
-    """Complains about a MASTER_PORT that is none; only where ranks meet through it.
+    """Checks that MASTER_PORT is a port; only where ranks meet through it.
 
     Raises:
         UserError: if so.

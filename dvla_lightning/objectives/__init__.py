@@ -1,4 +1,4 @@
-"""What a training step minimises."""
+"""Objectives: the losses that a training step minimises."""
 
 from dvla_lightning.objectives.base import LossOutput, Objective
 from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts

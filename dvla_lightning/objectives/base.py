@@ -16,7 +16,7 @@ from dvla_lightning.policy import DVLAPolicy
 
 @dataclass
 class LossOutput:
-    """What one minibatch gives.
+    """The result of one minibatch.
 
     Attributes:
         loss: scalar to minimise.

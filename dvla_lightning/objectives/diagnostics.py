@@ -1,4 +1,4 @@
-"""What each denoising step contributes: entropy of its tokens and share of the gradient."""
+"""The contribution of each denoising step: entropy of its tokens and share of the gradient."""
 
 from __future__ import annotations
 

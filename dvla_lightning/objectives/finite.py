@@ -1,4 +1,4 @@
-"""Where a number stopped being finite."""
+"""Finds where a number stopped being finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dvla_lightning.objectives.base import LossOutput
 
 
 def loss_fault(output: LossOutput, batch: Any) -> str:
-    """Which term of a loss is not finite, and where its minibatch already held such a number."""
+    """Names the term of a loss that is not finite, and where its minibatch already held such a number."""
     terms = [(name, value) for name, value in output.metrics.items() if not bool(value.isfinite().all())]
     name, value = terms[0] if terms else ("loss", output.loss.detach())
     return f"{name} is {float(value)}, {not_finite_place(batch) or 'all numbers of the minibatch are finite'}"

@@ -1,4 +1,4 @@
-"""What an RL iteration collected, and its minibatches."""
+"""The decisions of an RL iteration, and its minibatches."""
 
 from __future__ import annotations
 

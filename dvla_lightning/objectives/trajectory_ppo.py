@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dvla_lightning.backbones.base import Prompt
-from dvla_lightning.diffusion.estimators import Trajectory, parse_estimator
+from dvla_lightning.diffusion.estimators import Estimator, Trajectory
 from dvla_lightning.diffusion.path import DenoisingPath
 from dvla_lightning.diffusion.selection import confidence_score
 from dvla_lightning.diffusion.views import MaskedViews
@@ -22,6 +23,8 @@ from dvla_lightning.objectives.rollout_batch import RolloutBatch, Rollouts, rows
 from dvla_lightning.policy import DVLAPolicy, Scores
 from dvla_lightning.rl.kl import KLKind, kl_estimate
 from dvla_lightning.rl.losses import RatioLevel, aggregate_log_ratio, policy_loss, step_weights, value_loss
+
+TRAJECTORY = Trajectory()
 
 
 class _Scored(NamedTuple):
@@ -47,9 +50,8 @@ class TrajectoryPPO(Objective):
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy + kl_coef * KL(policy || reference)
 
     Args:
-        estimator: which masked views score a path: "trajectory" (the paper: every token in the state in which it was
-            committed), "last_step", "full_mask" (d1), "random_mask(m, low, high)" (UniGRPO), "coupled(m)"
-            (coupled-GRPO) or "step_merge(G)" (d2); see `diffusion.estimators`.
+        estimator: which masked views score a path: Trajectory (the paper: every token in the state in which it was
+            committed), LastStep, FullMask (d1), RandomMask (UniGRPO), Coupled (coupled-GRPO) or StepMerge (d2).
         selection_term: "plackett_luce" adds the probability of the order in which positions were committed, for
             samplers that choose it at random; "none" treats the order as given (the paper).
         ratio_level: what is clipped: the ratio of each token, of each denoising step, or of the whole chunk's path.
@@ -83,7 +85,7 @@ class TrajectoryPPO(Objective):
 
     def __init__(
         self,
-        estimator: str = "trajectory",
+        estimator: Estimator = TRAJECTORY,
         selection_term: Literal["none", "plackett_luce"] = "none",
         ratio_level: RatioLevel = "token",
         clip_ratio_low: float = 0.2,
@@ -118,15 +120,12 @@ class TrajectoryPPO(Objective):
                 f"TrajectoryPPO: credit per_step weighs tokens and needs ratio_level token, got {ratio_level}; at "
                 "ratio_level step every denoising step already counts once"
             )
-        try:
-            self.estimator = parse_estimator(estimator)
-        except ValueError as error:
-            raise UserError(f"TrajectoryPPO: {error}") from error
-        if selection_term == "plackett_luce" and not isinstance(self.estimator, Trajectory):
+        if selection_term == "plackett_luce" and not isinstance(estimator, Trajectory):
             raise UserError(
-                f"TrajectoryPPO: selection_term plackett_luce needs the states that the sampler passed through: use "
-                f"estimator trajectory, not {estimator}"
+                "TrajectoryPPO: selection_term plackett_luce needs the states that the sampler passed through: use "
+                f"estimator Trajectory, not {type(estimator).__name__}"
             )
+        self.estimator = estimator
         self.selection_term, self.ratio_level, self.credit = selection_term, ratio_level, credit
         self.clip_ratio_low, self.clip_ratio_high, self.dual_clip = clip_ratio_low, clip_ratio_high, dual_clip
         self.value_coef, self.value_clip, self.huber_delta = value_coef, value_clip, huber_delta
@@ -170,7 +169,7 @@ class TrajectoryPPO(Objective):
     def prepare_batch(self, policy: DVLAPolicy, rollouts: Rollouts, rows_at_once: int | None = None) -> None:
         """Scores the decisions before the update as this estimator sees them.
 
-        The sampler's own record is what "trajectory" would compute again; everything else has to be scored.
+        The sampler's own record is what `Trajectory` would compute again; everything else has to be scored.
         """
         if (
             isinstance(self.estimator, Trajectory)
@@ -202,7 +201,7 @@ class TrajectoryPPO(Objective):
         # Rows with equal K are scored together, so that mixing K in a minibatch costs no padding.
         buckets = rows_by_num_steps(batch.path)
         terms = [self._terms(policy, batch.select(rows), len(rows) / len(batch)) for rows in buckets]
-        mean = {name: sum(t.share * t.values[name] for t in terms) for name in terms[0].values}
+        mean = {name: reduce(torch.add, (t.share * t.values[name] for t in terms)) for name in terms[0].values}
         max_abs_log_ratio = torch.stack([t.max_abs_log_ratio for t in terms]).max()
         loss = (
             self.policy_coef * (mean["policy_loss"] - self.entropy_coef * mean["entropy"])
@@ -261,8 +260,10 @@ class TrajectoryPPO(Objective):
         if self.kl_coef:
             reference_BSL = policy.reference_log_prob(batch.prompt, views, policy.sampler.temperature)
             # A token that a view does not score may be impossible in it, under both: inf - inf is NaN.
-            log_probs = (x.masked_fill(~views.scored_BSL, 0.0) for x in (scores.log_prob_BSL, reference_BSL))
-            kl_BSL = kl_estimate(*log_probs, self.kl_kind)
+            ours_BSL, reference_BSL = (
+                x.masked_fill(~views.scored_BSL, 0.0) for x in (scores.log_prob_BSL, reference_BSL)
+            )
+            kl_BSL = kl_estimate(ours_BSL, reference_BSL, self.kl_kind)
             values["reference_kl"] = scored_mean(kl_BSL, views.scored_BSL)
         diagnostics = {}
         if torch.is_grad_enabled() and self.estimator.scores_once:

@@ -1,4 +1,4 @@
-"""What simulators return, looked at as it enters: the one place where their numbers become the package's."""
+"""Checks what simulators return: the one place where their numbers become the package's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dvla_lightning.rollout.worker import WorkerFailure
 def check_transition(
     transition: Transition, spec: EpisodeSpec, before: Transition | None, most_actions: int, environment: Environment
 ) -> None:
-    """Looks at everything a worker says happened; numpy's numbers and bools become Python's.
+    """Checks all that a worker returns; numpy's numbers and bools become Python's.
 
     Args:
         transition: as it came.

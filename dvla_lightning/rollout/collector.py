@@ -19,7 +19,7 @@ from dvla_lightning.seeding import derived_seed
 
 @dataclass
 class CollectionTimes:
-    """Where the wall time of the last collection went, in seconds.
+    """Wall time of the last collection by part, in seconds.
 
     Attributes:
         policy: inference, prompt building included.
@@ -131,7 +131,7 @@ class Collector:
         for batch in (episodes[first : first + size] for first in range(0, len(episodes), size)):
             if before_batch:
                 before_batch()
-            values_B = policy.estimate_values([episode.transitions[-1].observation for episode in batch])
+            values_B = policy.estimate_values([episode.observation for episode in batch])
             for episode, value in zip(batch, values_B.tolist(), strict=True):
                 episode.decisions[-1].next_value = value
         self.times.policy += time.perf_counter() - start
@@ -222,7 +222,7 @@ class Collector:
 def _decide(policy: DVLAPolicy, episodes: Sequence[Episode], keep_decisions: bool) -> list[Command]:
     """The next chunk of each episode, decided together."""
     decisions = policy.decide(
-        [episode.transitions[-1].observation for episode in episodes],
+        [episode.observation for episode in episodes],
         [episode.spec.num_steps for episode in episodes],
         [derived_seed("decision", episode.spec.seed, episode.num_decisions, bits=63) for episode in episodes],
     )

@@ -1,4 +1,4 @@
-"""What to run and what happened: the records that travel between the policy side and the simulators."""
+"""Episode specs and episodes: the records that travel between the policy side and the simulators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dvla_lightning.envs.base import Observation
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """What to run.
+    """One episode to run.
 
     Attributes:
         task: name of the task.
@@ -44,7 +44,7 @@ class EpisodeSpec:
 
 @dataclass
 class Transition:
-    """What a worker returns after a reset (no actions yet) or after executing a chunk.
+    """The result of a reset (no actions yet) or after executing a chunk.
 
     Attributes:
         observation: what the policy would look at next (also at the end of the episode: truncation needs its value);
@@ -76,7 +76,7 @@ class Transition:
 
 @dataclass
 class Episode:
-    """What happened.
+    """One episode that was run.
 
     Attributes:
         spec: what was asked for.
@@ -100,13 +100,25 @@ class Episode:
         return self.error is None and bool(self.transitions) and self.transitions[-1].is_success
 
     @property
+    def observation(self) -> Observation:
+        """The last one, on which the next decision rests."""
+        observation = self.transitions[-1].observation
+        assert observation is not None  # the pool drops earlier ones only
+        return observation
+
+    @property
+    def pictures(self) -> list[NDArray[np.uint8]]:
+        """Its pictures from start to end, where the spec asks for them."""
+        return [transition.picture for transition in self.transitions if transition.picture is not None]
+
+    @property
     def num_decisions(self) -> int:
-        """Policy calls, or expert calls."""
+        """Number of policy calls, or expert calls."""
         return max(0, len(self.transitions) - 1)
 
     @property
     def num_env_steps(self) -> int:
-        """Executed actions."""
+        """Number of executed actions."""
         return sum(len(transition.actions) for transition in self.transitions)
 
     @property

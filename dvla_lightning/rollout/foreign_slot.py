@@ -18,7 +18,7 @@ from dvla_lightning.rollout import foreign_worker
 from dvla_lightning.rollout.output import LastOutput
 from dvla_lightning.rollout.worker import (
     CLOSE_SECONDS,
-    ProcessSlot,
+    ChildSlot,
     WorkerFailure,
     limit_patience,
     parent_for_kernel,
@@ -26,7 +26,7 @@ from dvla_lightning.rollout.worker import (
 )
 
 
-class ForeignSlot(ProcessSlot):
+class ForeignSlot(ChildSlot):
     """A simulator in a child process that another Python runs, where this package need not be installed.
 
     Args:
@@ -38,6 +38,8 @@ class ForeignSlot(ProcessSlot):
     Raises:
         UserError: if the interpreter is no program.
     """
+
+    process: subprocess.Popen[bytes]
 
     def __init__(self, environment: Environment) -> None:
         self.hello: dict[str, Any] | None = None
@@ -83,7 +85,7 @@ class ForeignSlot(ProcessSlot):
         return kind, value
 
     def _death(self) -> Exception:
-        """Why the worker is gone; before its first word it is the interpreter that cannot be used."""
+        """Says why the worker is gone; before its first word it is the interpreter that cannot be used."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         if self.hello is not None:

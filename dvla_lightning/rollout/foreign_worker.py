@@ -29,6 +29,13 @@ import threading
 import time
 import traceback
 import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from numpy.typing import NDArray  # numpy 1.17 has none
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the folder of this file: names in it must not hide the simulator's own modules
@@ -48,13 +55,13 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # ---------------------------------------------------------------------- messages
 
 
-def send_message(connection, message):
+def send_message(connection: Connection, message: Any) -> None:
     """Sends plain types (None, bool, numbers, str, list, tuple, dict with str keys) and numpy arrays.
 
     Raises:
         TypeError: for anything else, and for arrays of objects.
     """
-    arrays = []
+    arrays: list[NDArray[Any]] = []
     header = {"message": _encode(message, arrays), "arrays": [(a.dtype.str, a.shape) for a in arrays]}
     connection.send_bytes(json.dumps(header).encode())
     for array in arrays:
@@ -62,7 +69,7 @@ def send_message(connection, message):
             connection.send_bytes(array.reshape(-1).view(np.uint8).data)
 
 
-def receive_message(connection):
+def receive_message(connection: Connection) -> Any:
     """The next message; tuples come out as lists.
 
     Raises:
@@ -83,8 +90,8 @@ def receive_message(connection):
     return _decode(header["message"], arrays)
 
 
-def _receive_bytes(connection, most):
-    """A part of a message. Longer ones are refused before memory is taken for them; nothing after them can be read."""
+def _receive_bytes(connection: Connection, most: int) -> bytes:
+    """A part of a message; a longer one is refused before it takes memory, and nothing after it can be read."""
     try:
         return connection.recv_bytes(most)
     except OSError as error:
@@ -93,7 +100,7 @@ def _receive_bytes(connection, most):
         raise
 
 
-def _encode(value, arrays):
+def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             raise TypeError("arrays of Python objects cannot be sent to another interpreter")
@@ -110,7 +117,7 @@ def _encode(value, arrays):
     raise TypeError(f"{type(value).__name__} cannot be sent to another interpreter")
 
 
-def _decode(value, arrays):
+def _decode(value: Any, arrays: Sequence[NDArray[Any]]) -> Any:
     if isinstance(value, list):
         return [_decode(item, arrays) for item in value]
     if isinstance(value, dict):
@@ -135,12 +142,12 @@ class Runner:
             that can take longer than any time limit.
     """
 
-    def __init__(self, make, on_progress=None):
+    def __init__(self, make: Callable[[], Any], on_progress: Callable[[], object] | None = None) -> None:
         self.make, self.on_progress = make, on_progress
-        self.env = None
+        self.env: Any = None
         self.pictures = False
 
-    def reset(self, episode):
+    def reset(self, episode: Mapping[str, Any]) -> dict[str, Any]:
         """Starts an episode; `episode` holds the arguments of the simulator's reset and whether to keep pictures."""
         self._build()
         start = time.perf_counter()
@@ -150,7 +157,7 @@ class Runner:
         seconds = time.perf_counter() - start
         return self._transition(observation, none_yet, 0.0, False, False, False, seconds, 0.0)
 
-    def execute(self, actions):
+    def execute(self, actions: NDArray[np.float32]) -> dict[str, Any]:
         """Executes a chunk (T, action_dim) until it is used up or the episode ends."""
         _check_action(actions)
         observation, reward, terminated, truncated, info = self.env.step_chunk(actions)
@@ -158,9 +165,10 @@ class Runner:
         seconds = info["simulation_seconds"], info["rendering_seconds"]
         return self._transition(observation, executed, reward, terminated, truncated, info["is_success"], *seconds)
 
-    def demonstrate(self, num_actions):
+    def demonstrate(self, num_actions: int) -> dict[str, Any]:
         """Lets the scripted expert act for up to `num_actions` control steps, re-planning at every one."""
-        actions, total, info = [], 0.0, {"is_success": False}
+        actions: list[NDArray[np.float32]] = []
+        total, info = 0.0, {"is_success": False}
         terminated = truncated = False
         start = time.perf_counter()
         while len(actions) < num_actions and not (terminated or truncated):
@@ -174,24 +182,34 @@ class Runner:
         success = info["is_success"]
         return self._transition(observation, np.stack(actions), total, terminated, truncated, success, *seconds)
 
-    def describe(self, _):
-        """What the simulator says about itself (versions, devices); builds it, but starts no episode."""
+    def describe(self, _: object) -> dict[str, Any]:
+        """The simulator's description of itself (versions, devices); builds it, but starts no episode."""
         self._build()
         return self.env.describe()
 
-    def close(self):
+    def close(self) -> None:
         """Closes the simulator."""
         if self.env is not None:
             self.env.close()
             self.env = None
 
-    def _build(self):
+    def _build(self) -> None:
         if self.env is None:
             self.env = self.make()
             if self.on_progress and hasattr(self.env, "on_progress"):
                 self.env.on_progress = self.on_progress
 
-    def _transition(self, observation, actions, reward, terminated, truncated, success, simulated, rendered):
+    def _transition(
+        self,
+        observation: Any,
+        actions: NDArray[np.float32],
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        success: bool,
+        simulated: float,
+        rendered: float,
+    ) -> dict[str, Any]:
         return {
             "observation": observation,
             "actions": actions,
@@ -205,8 +223,8 @@ class Runner:
         }
 
 
-def _count(executed, sent):
-    """How many actions were executed; raises ValueError for what cannot be true."""
+def _count(executed: Any, sent: int) -> int:
+    """Number of executed actions; raises ValueError for what cannot be true."""
     if (
         isinstance(executed, (bool, np.bool_))
         or not isinstance(executed, (int, np.integer))
@@ -216,7 +234,7 @@ def _count(executed, sent):
     return int(executed)
 
 
-def _check_action(action):
+def _check_action(action: NDArray[np.float32]) -> None:
     """Raises ValueError for what is not finite: simulators take it, and warn at most."""
     if not np.isfinite(action).all():
         raise ValueError("an action is not finite: {}".format(np.asarray(action).tolist()))  # noqa: UP032
@@ -225,7 +243,7 @@ def _check_action(action):
 # ---------------------------------------------------------------------- the process
 
 
-def build(packages, factory, arguments):
+def build(packages: Mapping[str, str], factory: str, arguments: Mapping[str, Any]) -> Any:
     """Mounts folders as packages and calls the factory in them.
 
     A folder is made importable alone: with its parent on sys.path, the simulator could find the packages of another
@@ -244,7 +262,7 @@ def build(packages, factory, arguments):
     return getattr(importlib.import_module(module), function)(**arguments)
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seeds Python's and numpy's global generators, and torch's where the simulator has imported it."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -252,12 +270,12 @@ def seed_everything(seed):
         sys.modules["torch"].manual_seed(seed)
 
 
-def serve(connection):
+def serve(connection: Connection) -> None:
     """Says hello, then runs one command after the other until the connection ends."""
     versions = {"python": sys.version.split()[0], "numpy": np.__version__, "executable": sys.executable}
     send_message(connection, {"kind": "hello", "value": dict(versions, protocol=PROTOCOL)})
     say_alive = functools.partial(send_message, connection, {"kind": "alive", "value": None})
-    runner = None
+    runner: Runner | None = None
     while True:
         try:
             message = receive_message(connection)
@@ -271,7 +289,7 @@ def serve(connection):
         runner.close()
 
 
-def _answer(runner, command, argument):
+def _answer(runner: Runner | None, command: str, argument: Any) -> dict[str, Any]:
     try:
         if command == "reset":
             seed_everything(argument["seed"])
@@ -282,18 +300,18 @@ def _answer(runner, command, argument):
         # By name: the simulator's code cannot import this package's UserError.
         if type(error).__name__ == "UserError":
             return {"kind": "user_error", "value": str(error)}
-        if isinstance(error, ModuleNotFoundError) and runner.env is None:
+        if isinstance(error, ModuleNotFoundError) and runner is not None and runner.env is None:
             text = "the simulator's Python ({}) lacks the package {!r}: install it there, or name another interpreter"
             return {"kind": "user_error", "value": text.format(sys.executable, error.name)}
         return {"kind": "failure", "value": traceback.format_exc().strip()}
 
 
-def end_with_parent(ask_kernel, kill):
-    """From now on this process ends with its parent, even in the middle of a hanging command.
+def end_with_parent(ask_kernel: bool, kill: Callable[[], object]) -> None:
+    """Makes this process end with its parent from now on, even in the middle of a hanging command.
 
     Args:
-        ask_kernel: on Linux, let the kernel kill it; that helps where native code hangs without giving Python's lock
-            free. The kernel takes the thread that started this process for the parent: only for a main thread.
+        ask_kernel: on Linux, let the kernel kill it; that helps where native code hangs and holds Python's
+            lock. The kernel takes the thread that started this process for the parent: only for a main thread.
         kill: ends this process, and what it has started.
     """
     parent = os.getppid()
@@ -302,13 +320,13 @@ def end_with_parent(ask_kernel, kill):
     threading.Thread(target=_watch, args=(parent, kill), daemon=True).start()
 
 
-def _watch(parent, kill):
+def _watch(parent: int, kill: Callable[[], object]) -> None:
     while os.getppid() == parent:
         time.sleep(ORPHAN_CHECK_SECONDS)
     kill()
 
 
-def main():
+def main() -> None:
     """Takes over the socket whose descriptor is the first argument; the second is 1 if the kernel may end us."""
     from multiprocessing.connection import Connection
 

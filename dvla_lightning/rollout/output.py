@@ -1,4 +1,4 @@
-"""What a worker process prints: the last of it explains a death, the rest is nobody's."""
+"""The output of a worker process: its last lines explain a death, the rest is dropped."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dvla_lightning.rollout.worker import CLOSE_SECONDS, LocalSlot, ProcessSlot,
 
 @dataclass
 class Command:
-    """What the actor wants done: a method of `Runner`, its argument, and a note to keep with the episode."""
+    """An order of the actor: a method of `Runner`, its argument, and a note to keep with the episode."""
 
     name: str
     argument: Any
@@ -132,14 +132,13 @@ class WorkerPool:
 
     def _ready(self, running: dict[int, Episode]) -> list[int]:
         """Slots whose result can be fetched, waiting for the first; a slot past its deadline counts as ready."""
-        connections = {slot.connection: index for index in running if (slot := self.slots[index]).connection}
+        slots = {index: self.slots[index] for index in running}
+        connections = [slot.connection for slot in slots.values() if slot.connection]
         if not connections:
             return list(running)
-        deadlines = {index: self.slots[index].deadline for index in running}
-        patience = max(0.0, min(deadlines.values()) - time.monotonic())
-        answered = {connections[connection] for connection in wait(list(connections), patience)}
+        answered = wait(connections, max(0.0, min(slot.deadline for slot in slots.values()) - time.monotonic()))
         now = time.monotonic()
-        return [index for index in running if index in answered or deadlines[index] <= now]
+        return [index for index, slot in slots.items() if slot.connection in answered or slot.deadline <= now]
 
 
 class _Queue:

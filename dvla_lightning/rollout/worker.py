@@ -1,4 +1,4 @@
-"""Where a simulator lives: in this process, or in a child process that can be killed and replaced.
+"""The home of a simulator: this process, or a child process that can be killed and replaced.
 
 All kinds of slot take a command and later hand out its result, so the pool drives them alike. `foreign_slot.py` has the
 third kind, a child process of another Python.
@@ -6,16 +6,20 @@ third kind, a child process of another Python.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from typing import Any, Protocol
 
@@ -55,14 +59,22 @@ def run_command(runner: Runner, command: str, argument: Any, environment: Enviro
 class Slot(Protocol):
     """One simulator as the pool sees it."""
 
-    connection: Connection | None
+    @property
+    def connection(self) -> Connection | None:
+        """What can be waited for; None where `send` has done the work already."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """When the command must be done, in seconds of `time.monotonic`."""
+        ...
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
         """Starts a command of `Runner`; a failure shows up in `receive`."""
         ...
 
     def receive(self) -> Transition | None:
-        """Result of the last command; None for a mere sign of life, after which the result is still to come.
+        """Returns the result of the last command; None for a sign of life, after which it is still to come.
 
         Raises:
             WorkerFailure: if the worker died, hung or raised.
@@ -87,11 +99,12 @@ class LocalSlot:
     """A simulator in this process: nothing to wait for, and nothing can save it from hanging."""
 
     connection = None
+    deadline = math.inf
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.runner = Runner(environment.make)
-        self.result: Transition | Exception | SystemExit | None = None
+        self.result: Transition | Exception | SystemExit
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
         try:
@@ -118,42 +131,23 @@ class LocalSlot:
         self.runner.close()
 
 
-class ProcessSlot:
-    """A simulator in a spawned child process (never forked: GL and CUDA do not survive a fork).
+class ChildSlot(ABC):
+    """A simulator in a child process.
 
     Raises:
         UserError: if workers cannot be started here at all.
     """
+
+    process: BaseProcess | subprocess.Popen[bytes]
+    connection: Connection
+    output: LastOutput
+    deadline: float
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.is_up = False  # whether a worker of this slot has ever said a word; a replacement keeps it
         self.timeout = 0.0
         self._start()
-
-    def _start(self) -> None:
-        if getattr(current_process(), "_inheriting", False):  # a worker that imports the script which started it
-            raise UserError(f"this is a worker process: {MAIN_GUARD}")
-        context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        # The child's prints and native errors must not tear the progress bar, yet explain a death.
-        reader, writer = context.Pipe(duplex=False)
-        args = (theirs, self.environment, writer, parent_for_kernel())
-        self.process = context.Process(target=serve, args=args, daemon=True)
-        try:
-            self.process.start()
-        except (PicklingError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"{type(self.environment).__name__} cannot be sent to a worker process ({error}): define its class at "
-                "the top of a module, with attributes that can be pickled, or set num_workers: 0"
-            ) from error
-        finally:
-            theirs.close()
-            writer.close()
-        self.output = LastOutput(os.dup(reader.fileno()))
-        reader.close()
-        limit_patience(self.connection)
-        self.deadline = time.monotonic()
 
     def send(self, command: str, argument: Any, timeout: float) -> None:
         self.timeout = timeout
@@ -204,6 +198,66 @@ class ProcessSlot:
             self.deadline = time.monotonic() + self.timeout
         return (value,) if kind == "ok" else None
 
+    def replace(self) -> None:
+        self._kill()
+        self._start()
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Starts the process."""
+
+    @abstractmethod
+    def _write(self, command: str, argument: Any) -> None:
+        """Sends a command; `receive` reports that nobody is there."""
+
+    @abstractmethod
+    def _read(self) -> tuple[str, Any]:
+        """Takes the next message: its kind and value."""
+
+    @abstractmethod
+    def _death(self) -> Exception:
+        """Says why the worker is gone."""
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    @abstractmethod
+    def close(self, patience: float = CLOSE_SECONDS) -> None: ...
+
+    @abstractmethod
+    def _kill(self) -> None:
+        """Ends the process at once, with all that it started."""
+
+
+class ProcessSlot(ChildSlot):
+    """A simulator in a spawned child process (never forked: GL and CUDA do not survive a fork)."""
+
+    process: BaseProcess
+
+    def _start(self) -> None:
+        if getattr(current_process(), "_inheriting", False):  # a worker that imports the script which started it
+            raise UserError(f"this is a worker process: {MAIN_GUARD}")
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        # The child's prints and native errors must not tear the progress bar, yet explain a death.
+        reader, writer = context.Pipe(duplex=False)
+        args = (theirs, self.environment, writer, parent_for_kernel())
+        self.process = context.Process(target=serve, args=args, daemon=True)
+        try:
+            self.process.start()
+        except (PicklingError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"{type(self.environment).__name__} cannot be sent to a worker process ({error}): define its class at "
+                "the top of a module, with attributes that can be pickled, or set num_workers: 0"
+            ) from error
+        finally:
+            theirs.close()
+            writer.close()
+        self.output = LastOutput(os.dup(reader.fileno()))
+        reader.close()
+        limit_patience(self.connection)
+        self.deadline = time.monotonic()
+
     def _write(self, command: str, argument: Any) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # receive() reports the death
             self.connection.send((command, argument))
@@ -213,16 +267,12 @@ class ProcessSlot:
         return kind, value
 
     def _death(self) -> Exception:
-        """Why the worker is gone; one that never said a word would not in the next attempt, either."""
+        """Says why the worker is gone; one that never said a word would not in the next attempt, either."""
         self.process.join(5)
         end = f"worker {self.process.pid} died (exit code {self.process.exitcode})"
         if self.is_up:
             return WorkerFailure(end + self.output.last_lines())
         return UserError(f"{end} before it could start, its error stands above: {MAIN_GUARD}")
-
-    def replace(self) -> None:
-        self._kill()
-        self._start()
 
     def stop(self) -> None:
         with suppress(OSError):
@@ -235,7 +285,7 @@ class ProcessSlot:
         self._kill()
 
     def _kill(self) -> None:
-        if self.is_up:  # its own group once it has said a word; before that it is in ours
+        if self.is_up and self.process.pid is not None:  # its own group once it has spoken; before, it is in ours
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
@@ -245,7 +295,7 @@ class ProcessSlot:
 
 
 def limit_patience(connection: Connection) -> None:
-    """From now on reading raises BlockingIOError where a message has begun and does not go on."""
+    """Makes reading raise BlockingIOError where a message has begun and does not go on."""
     with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MESSAGE_SECONDS, 0))
 
@@ -272,6 +322,7 @@ def serve(connection: Connection, environment: Environment, output: Connection, 
             break
         if command == "stop":
             break
+        reply: tuple[str, Any]
         try:
             reply = ("ok", run_command(runner, command, argument, environment))
         except UserError as error:

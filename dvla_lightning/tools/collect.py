@@ -117,7 +117,7 @@ def _candidates(environment: Environment, task: str, count: int, seed: int) -> l
 def _next_specs(
     writer: DemonstrationWriter, candidates: Sequence[EpisodeSpec], wanted: int, num_attempts: int
 ) -> list[EpisodeSpec]:
-    """What to try next for one task: as many initial states as demonstrations are missing, each with its next plan."""
+    """Chooses the next episodes of a task: as many states as demonstrations are missing, each with its next plan."""
     tried: dict[int, list[bool]] = {}
     for row in writer.rows:
         if row["task"] == candidates[0].task:

@@ -92,7 +92,7 @@ def copy(name: str, dest: str = ".", force: bool = False) -> list[Path]:
 
 
 def _find(name: str) -> str:
-    """The entry that is meant: its folder and ending may be left out.
+    """Finds the entry that is meant: its folder and ending may be left out.
 
     Raises:
         UserError: if there is none.

@@ -20,7 +20,7 @@ from dvla_lightning.evaluation.videos import INSTALL_AV
 from dvla_lightning.paths import local_path
 from dvla_lightning.rollout.episode import EpisodeSpec
 from dvla_lightning.rollout.foreign_slot import ForeignSlot
-from dvla_lightning.rollout.worker import ProcessSlot, WorkerFailure
+from dvla_lightning.rollout.worker import ChildSlot, ProcessSlot, WorkerFailure
 from dvla_lightning.tools.parser import run_tool
 from dvla_lightning.versions import installed_version
 
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "gymna
 class OwnSimulator:
     """A simulator in a worker of this Python, for the doctors of environments: `envs.check.Simulator`."""
 
-    kind: type[ProcessSlot] = ProcessSlot
+    kind: type[ChildSlot] = ProcessSlot
 
     def __init__(self, environment: Environment) -> None:
         self._slot = self.kind(environment)

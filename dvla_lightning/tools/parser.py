@@ -19,10 +19,11 @@ from dvla_lightning.errors import UserError
 UNKNOWN_OPTION = re.compile(
     r"(?:Group '([\w.]+)' )?(?:unrecognized arguments:|Option|does not accept option) '?([-\w.=]+)"
 )
-UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+(\(.*\))?)$")
 
 NO_CLASS = re.compile(r"Not a valid subclass of \w+$")
 DASH = re.compile(r"argument --[-\w.]+: expected one argument$")
+NO_HELP = ("Expected a <class 'NoneType'>", "Expected a path")
 MOVED = {
     "num_eval_episodes": "evaluation.num_episodes",
     "eval_num_steps": "evaluation.num_steps",
@@ -70,8 +71,7 @@ class OneSentenceParser(ArgumentParser):
 def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
     """The line that says what is wrong, with the key it is about; with a parser also what may have been meant."""
     lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
-    noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value",
-             "Expected a <class 'NoneType'>", "Expected a path")  # fmt: skip
+    noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value", *NO_HELP)
     useful = [line for line in lines if not line.startswith(noise)] or lines[-1:]
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key") and '"' in line]
     where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
@@ -137,7 +137,8 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
         if wrong_class is None:
             return f": name its class first, one of {', '.join(names)}, or your own by its dotted path"
         near = difflib.get_close_matches(wrong_class[1], names, n=1)
-        meant = f", did you mean {near[0]}?" if near else ""
+        arguments = ", and its arguments as init_args" if wrong_class[2] else ""
+        meant = f", did you mean {near[0]}{arguments}?" if near else ""
         return f"{meant} (known are: {', '.join(names)}; others by their dotted path)" if names else ""
     return ""
 
@@ -167,6 +168,7 @@ def _actions(parser: ArgumentParser) -> list[Any]:
 
 def known_classes(hint: Any) -> Iterator[type]:
     """Classes that may be named where a class is asked for: those that are imported, and can be made."""
+    below: type
     for kind in typing.get_args(hint) or [hint]:
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
             if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):

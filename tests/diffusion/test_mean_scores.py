@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dvla_lightning.diffusion.estimators import LastStep, Trajectory, parse_estimator
+from dvla_lightning.diffusion.estimators import Coupled, FullMask, LastStep, RandomMask, StepMerge, Trajectory
 from dvla_lightning.diffusion.sampler import Sampler
 from tests.diffusion.enumeration import (
     DETERMINISTIC,
@@ -45,10 +45,10 @@ def test_mean_score_is_zero_for_real_draws_in_real_states(make_network, estimato
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", ["full_mask", "step_merge(2)", "random_mask(1)", "coupled(1)"])
+@pytest.mark.parametrize("estimator", [FullMask(), StepMerge(), RandomMask(1), Coupled()], ids=str)
 def test_mean_score_of_a_surrogate_is_not_zero(make_network, estimator):
     """Exact for given masks: all paths get the same seed, hence the same masks; then the mean over 20 seeds."""
-    network, sampler, estimator = make_network(3, 2, seed=1), Sampler(), parse_estimator(estimator)
+    network, sampler = make_network(3, 2, seed=1), Sampler()
     path, probability = all_paths(network, sampler, 3)
     mean = torch.zeros_like(network.table)
     for seed in range(20):

@@ -144,7 +144,7 @@ class TestReset:
         again, _ = env.reset(seed=2, options=options(initial_state=3))
         assert env.observation_space.contains(again)
         assert again["instruction"] == suite_tasks("libero_spatial")[TASK].instruction
-        for camera in env.recipe.cameras:
+        for camera in env.options.cameras:
             np.testing.assert_array_equal(first["images"][camera], again["images"][camera])
             assert np.ptp(first["images"][camera]) > 100
         np.testing.assert_array_equal(first["proprioception"], again["proprioception"])
@@ -330,7 +330,7 @@ class TestFast:
         count(env._domain, "_update_observables")
         count(env._cameras, "picture")
         env.step_chunk(np.zeros((8, 7), np.float32))
-        assert calls == {"mj_step1": 8 * 25, "mj_step2": 8 * 25, "picture": len(env.recipe.cameras)}
+        assert calls == {"mj_step1": 8 * 25, "mj_step2": 8 * 25, "picture": len(env.options.cameras)}
 
     def test_a_reset_keeps_the_model_and_its_pictures_have_no_antialiasing_or_reflections(self, env):
         import mujoco

@@ -11,8 +11,8 @@ import pytest
 
 from dvla_lightning.envs.robotwin import RoboTwin
 from dvla_lightning.envs.robotwin.simulator.options import Options
-from dvla_lightning.envs.robotwin.simulator.scenes import MAX_BROKEN_CHECKS, Scenes, Verdict
-from dvla_lightning.envs.robotwin.simulator.seed_book import SeedBook
+from dvla_lightning.envs.robotwin.simulator.scenes import MAX_BROKEN_CHECKS, Scenes
+from dvla_lightning.envs.robotwin.simulator.seed_book import SeedBook, Verdict
 from dvla_lightning.errors import UserError
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec

@@ -28,8 +28,7 @@ def figure(folder):
 def video(folder):
     pytest.importorskip("av")
     spec = SimpleNamespace(task="reach", initial_state=0)
-    transitions = [SimpleNamespace(picture=NOISE) for _ in range(20)]
-    save_video(folder, SimpleNamespace(spec=spec, success=True, transitions=transitions))
+    save_video(folder, SimpleNamespace(spec=spec, success=True, pictures=[NOISE] * 20))
 
 
 @pytest.mark.parametrize("save", [strip, figure, video])

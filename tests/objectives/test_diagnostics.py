@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dvla_lightning.diffusion.estimators import Coupled, FullMask, LastStep, RandomMask, StepMerge, Trajectory
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import TrajectoryPPO
@@ -35,7 +36,7 @@ def values(output, name, num_steps, views):
     return torch.stack([output.diagnostics[f"{name}/K{num_steps}_view{view}"] for view in range(views)])
 
 
-@pytest.mark.parametrize(("estimator", "views"), [("trajectory", 4), ("full_mask", 1), ("step_merge(2)", 2)])
+@pytest.mark.parametrize(("estimator", "views"), [(Trajectory(), 4), (FullMask(), 1), (StepMerge(), 2)])
 def test_gradient_shares_agree_with_autograd_on_the_logits(estimator, views, tiny_policy, batch, monkeypatch):
     objective = TrajectoryPPO(estimator=estimator, value_coef=0.0)
     batch = batch(objective)
@@ -85,7 +86,7 @@ def test_diagnostics_leave_the_gradient_alone(tiny_policy, batch):
     assert all(map(torch.equal, found, [p.grad for p in tiny_policy.parameters() if p.grad is not None]))
 
 
-@pytest.mark.parametrize("estimator", ["random_mask(2)", "coupled(1)"])
+@pytest.mark.parametrize("estimator", [RandomMask(2), Coupled()], ids=str)
 def test_views_that_are_drawn_at_random_have_none(estimator, tiny_policy, batch):
     objective = TrajectoryPPO(estimator=estimator)
     assert not objective(tiny_policy, batch(objective)).diagnostics
@@ -99,7 +100,7 @@ def test_nothing_is_measured_without_gradients(tiny_policy, batch):
 
 
 def test_a_view_that_scores_nothing_is_left_out(tiny_policy, batch):
-    objective = TrajectoryPPO(estimator="last_step")
+    objective = TrajectoryPPO(estimator=LastStep())
     diagnostics = objective(tiny_policy, batch(objective)).diagnostics
     assert float(diagnostics["gradient_share/K4_view1"]) == float(diagnostics["gradient_share/K1_view0"]) == 1.0
     assert not {"gradient_share/K4_view0", "entropy/K4_view0"} & set(diagnostics)

@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 
+from dvla_lightning.diffusion.estimators import Coupled, FullMask, LastStep, RandomMask, StepMerge, Trajectory
 from dvla_lightning.diffusion.sampler import Sampler
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import DemonstrationBatch, SupervisedObjective, TrajectoryPPO
@@ -12,7 +13,7 @@ from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.rollout.episode import EpisodeSpec
 from tests.small_policy import whole_batch
 
-ESTIMATORS = ["trajectory", "last_step", "full_mask", "random_mask(2, 0.1, 0.9)", "coupled(1)", "step_merge(2)"]
+ESTIMATORS = [Trajectory(), LastStep(), FullMask(), RandomMask(), Coupled(), StepMerge()]
 
 
 @pytest.fixture

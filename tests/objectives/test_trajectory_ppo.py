@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dvla_lightning.diffusion.estimators import FullMask, Trajectory
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.errors import UserError
 from dvla_lightning.objectives import TrajectoryPPO
@@ -34,7 +35,7 @@ def perturb(policy, scale=0.05):
     policy.version += 1
 
 
-@pytest.mark.parametrize("estimator", ["trajectory", "full_mask"])
+@pytest.mark.parametrize("estimator", [Trajectory(), FullMask()], ids=str)
 @pytest.mark.parametrize("ratio_level", ["token", "chunk"])
 def test_ratio_is_one_before_any_update(estimator, ratio_level, tiny_policy, episodes):
     objective = TrajectoryPPO(estimator=estimator, ratio_level=ratio_level)
@@ -56,7 +57,7 @@ def test_full_mask_needs_its_own_old_log_probs(tiny_policy, episodes):
     """With K > 1 the sampler's record is of other states; taking it would make the first ratio wrong."""
     batch = make_batch(tiny_policy, episodes, TrajectoryPPO())
     with pytest.raises(UserError, match="scores its own rollouts differently"):
-        TrajectoryPPO(estimator="full_mask")(tiny_policy, batch)
+        TrajectoryPPO(estimator=FullMask())(tiny_policy, batch)
 
 
 def test_a_mixed_batch_has_the_gradient_of_its_buckets(tiny_policy, episodes):
@@ -82,7 +83,7 @@ BASE = {"value_coef": 0.5, "kl_coef": 0.1}
 @pytest.mark.parametrize(
     "change",
     [
-        {"estimator": "full_mask"},
+        {"estimator": FullMask()},
         {"ratio_level": "chunk"},
         {"clip_ratio_low": 0.01},
         {"clip_ratio_high": 0.01},

@@ -70,7 +70,7 @@ def missing_assets(assets_dir: str | None, suites: Iterable[str] = tuple(MAX_STE
 
 
 def require_assets(assets_dir: str | None, suite: str) -> Path | None:
-    """`resolve_assets`, checked.
+    """Finds the asset folder and checks that it is complete.
 
     Raises:
         UserError: naming what is missing.
@@ -81,6 +81,6 @@ def require_assets(assets_dir: str | None, suite: str) -> Path | None:
 
 
 def shorten(names: list[str], at_most: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """Lists the first names, and how many more there are."""
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more

@@ -71,7 +71,7 @@ class Cameras:
         return renderer
 
     def close(self) -> None:
-        """Frees the GL contexts."""
+        """Closes the GL contexts."""
         atexit.unregister(self._finalizer)
         self._finalizer()
 

@@ -1,4 +1,4 @@
-"""`dvla doctor` for LIBERO: what makes it hang, render nothing or miss a file, found and explained before a run."""
+"""`dvla doctor` for LIBERO: finds before a run why it would hang, render nothing or miss a file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_libero(
 
 
 def _known_hangs() -> Iterator[Check]:
-    """What stops LIBERO for ever without an error, and what becomes of it here."""
+    """Reports what would stop LIBERO for ever without an error, and what this package does about it."""
     config = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
     if config.is_file():
         yield Check(True, "LIBERO's question", f"answered by {config}")
@@ -92,7 +92,7 @@ def _settings(absent: bool | None) -> Iterator[Check]:
 
 
 def _chosen(probes: dict[str, Probe]) -> str | None:
-    """The backend that an environment with `gl_backend: auto` takes; see `preflight.choose_gl`."""
+    """Names the backend that an environment with `gl_backend: auto` takes; see `preflight.choose_gl`."""
     configured = os.environ.get("MUJOCO_GL", "")
     if configured in GL_BACKENDS:
         return configured
@@ -111,7 +111,7 @@ def _rendering(probes: dict[str, Probe], chosen: str | None, absent: bool | None
     ignored = f"; MUJOCO_GL={configured} is ignored, it needs a display" if configured and configured != chosen else ""
     finding = f"MuJoCo will use {chosen}{ignored}" if chosen else f"no GL backend works{ignored}"
     yield Check(works or absent, "rendering", finding, f"{GL_REMEDY}; or set MUJOCO_GL to a backend that works")
-    if not (works and torch.cuda.is_available()):
+    if chosen is None or not works or not torch.cuda.is_available():
         return
     if probes[chosen].on_cpu:
         yield Check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dvla_lightning.envs.base import SPLITS, Observation, SimulatorEnv
 from dvla_lightning.envs.libero.assets import require_assets
 from dvla_lightning.envs.libero.launch import build_simulator, import_libero
+from dvla_lightning.envs.libero.options import ACTION_DIM, CAMERAS, PROPRIOCEPTION_DIM, LiberoOptions
 from dvla_lightning.envs.libero.states import InitialStates, global_random_state
 from dvla_lightning.envs.libero.suites import Task, suite_tasks
 from dvla_lightning.errors import UserError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from dvla_lightning.envs.libero.cameras import Cameras
     from dvla_lightning.envs.libero.expert.scripted import Expert
     from dvla_lightning.envs.libero.physics import Snapshot
-    from dvla_lightning.envs.libero.recipe import Libero
 
 WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # gripper open; the published evaluations' no-op
 
@@ -28,37 +28,45 @@ DEFAULT_OPTIONS = {"split": "train", "initial_state": 0, "expert_attempt": 0, "e
 
 RENDER_SIZE = 480  # pixels, for people
 
+NOT_RESET = "LiberoEnv: call reset() first"
+
+
+class _Scene(NamedTuple):
+    """The simulator of one task; `control` is LIBERO's ControlEnv."""
+
+    task: Task
+    control: Any
+    states: InitialStates
+
 
 class LiberoEnv(SimulatorEnv):
-    """See `SimulatorEnv`. The simulator of a task is built at its first reset and kept until the task changes.
+    """LIBERO as a `SimulatorEnv`; the simulator of a task is built at its first reset and kept until the task changes.
 
     Args:
-        recipe: the configuration.
+        options: what the recipe was given, complete.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[misc]
     render_mode = "rgb_array"
 
-    def __init__(self, recipe: Libero) -> None:
-        import_libero(recipe.gl_backend, require_assets(recipe.assets_dir, recipe.suite))
-        self.recipe = recipe
-        self._faithful = recipe.rendering == "faithful"
-        self._task: Task | None = None
-        self._control: Any = None  # LIBERO's ControlEnv
-        self._states: InitialStates | None = None
+    def __init__(self, options: LiberoOptions) -> None:
+        import_libero(options.gl_backend, require_assets(options.assets_dir, options.suite))
+        self.options = options
+        self._faithful = options.rendering == "faithful"
+        self._scene: _Scene | None = None
         self._cameras: Cameras | None = None
         self._snapshot: Snapshot | None = None
         self._expert: Expert | None = None
         self._num_steps = 0
-        self._limit = recipe.max_steps
-        size = recipe.image_size
+        self._limit = options.max_steps
+        size = options.image_size
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        low = np.full(recipe.action_dim, -1.0, np.float32)
-        low[6] = 0.0 if recipe.gripper == "rlds" else -1.0
+        low = np.full(ACTION_DIM, -1.0, np.float32)
+        low[6] = 0.0 if options.gripper == "rlds" else -1.0
         self.action_space = gymnasium.spaces.Box(low, np.ones_like(low), dtype=np.float32)
         self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict(dict.fromkeys(recipe.cameras, image)),
-            proprioception=gymnasium.spaces.Box(-np.inf, np.inf, (recipe.proprioception_dim,), np.float32),
+            images=gymnasium.spaces.Dict(dict.fromkeys(options.cameras, image)),
+            proprioception=gymnasium.spaces.Box(-np.inf, np.inf, (PROPRIOCEPTION_DIM,), np.float32),
             instruction=gymnasium.spaces.Text(200, charset=string.printable),
         )
 
@@ -67,18 +75,17 @@ class LiberoEnv(SimulatorEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Puts the scene into an initial state and lets it settle; options as in `SimulatorEnv`.
+        """Puts the scene into an initial state and waits until it rests; options as in `SimulatorEnv`.
 
         Raises:
             UserError: for an unknown task or split, or an initial state that does not exist.
         """
         super().reset(seed=seed)
-        options = {"task": self.recipe.tasks[0], **DEFAULT_OPTIONS, **(options or {})}
+        options = {"task": next(iter(suite_tasks(self.options.suite))), **DEFAULT_OPTIONS, **(options or {})}
         number = self._check(**options)
-        self._select_task(options["task"])
-        self._states.place(options["split"], number)
-        self._limit = self.recipe.max_steps
-        for _ in range(self.recipe.num_wait_steps):
+        self._select_task(options["task"]).states.place(options["split"], number)
+        self._limit = self.options.max_steps
+        for _ in range(self.options.num_wait_steps):
             self._step_physics(WAIT_ACTION)
         self._num_steps = 0
         self._start_expert(options["expert_attempt"], options["expert_noise"])
@@ -88,9 +95,9 @@ class LiberoEnv(SimulatorEnv):
         """Runs one control step (50 ms) without rendering; see `SimulatorEnv.advance`."""
         self._require_reset()
         clipped = np.clip(np.asarray(action, np.float64), self.action_space.low, self.action_space.high)
-        if clipped.shape != (self.recipe.action_dim,):
-            raise UserError(f"LIBERO takes actions of shape ({self.recipe.action_dim},), not {clipped.shape}")
-        if self.recipe.gripper == "rlds":
+        if clipped.shape != (ACTION_DIM,):
+            raise UserError(f"LIBERO takes actions of shape ({ACTION_DIM},), not {clipped.shape}")
+        if self.options.gripper == "rlds":
             clipped[6] = np.sign(1.0 - 2.0 * clipped[6])
         self._step_physics(clipped)
         self._num_steps += 1
@@ -100,49 +107,49 @@ class LiberoEnv(SimulatorEnv):
 
     def step_chunk(self, actions: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Runs a chunk; see `SimulatorEnv.step_chunk` and `Protocol.finishes_chunks`."""
-        if self.recipe.rules is not None and self.recipe.rules.finishes_chunks:
-            self._limit = max(self.recipe.max_steps, self._num_steps + len(actions))
+        if self.options.rules is not None and self.options.rules.finishes_chunks:
+            self._limit = max(self.options.max_steps, self._num_steps + len(actions))
         return super().step_chunk(actions)
 
     def observe(self) -> Observation:
         """Renders the cameras and reads the robot's state; see `SimulatorEnv.observe`."""
-        from dvla_lightning.envs.libero.recipe import CAMERAS
-
-        self._require_reset()
+        task = self._require_reset().task
         # Left and right are mirrored: the "180 degrees" convention of the LIBERO data sets and of all VLAs trained on
         # them turns OpenGL's upside-down picture by half a turn instead of flipping it.
         images = {
-            name: np.ascontiguousarray(self._picture(CAMERAS[name], self.recipe.image_size)[:, ::-1])
-            for name in self.recipe.cameras
+            name: np.ascontiguousarray(self._picture(CAMERAS[name], self.options.image_size)[:, ::-1])
+            for name in self.options.cameras
         }
-        return Observation(images=images, proprioception=self._proprioception(), instruction=self._task.instruction)
+        return Observation(images=images, proprioception=self._proprioception(), instruction=task.instruction)
 
     def expert_action(self) -> NDArray[np.float32]:
         """The scripted expert's next action; see `SimulatorEnv.expert_action`."""
-        self._require_reset()
+        if self._expert is None:
+            raise UserError(NOT_RESET)
         action = self._expert.action()
-        if self.recipe.gripper == "rlds":
+        if self.options.gripper == "rlds":
             action[6] = (1.0 - action[6]) / 2.0
         return action
 
     def render(self) -> NDArray[np.uint8]:
-        """A larger picture for people, (480, 480, 3) uint8, upright and not mirrored."""
+        """Draws a larger picture for people, (480, 480, 3) uint8, upright and not mirrored."""
         self._require_reset()
         return self._picture("agentview", RENDER_SIZE)
 
     def close(self) -> None:
-        """Frees the simulator; a later reset builds it again."""
+        """Closes the simulator; a later reset builds it again."""
         if self._cameras is not None:
             self._cameras.close()
-        if self._control is not None:
-            self._control.close()
-        self._task = self._control = self._states = self._cameras = self._snapshot = self._expert = None
+        if self._scene is not None:
+            self._scene.control.close()
+        self._scene = self._cameras = self._snapshot = self._expert = None
 
     # ------------------------------------------------------------------ states
 
-    def _require_reset(self) -> None:
-        if self._control is None:
-            raise UserError("LiberoEnv: call reset() first")
+    def _require_reset(self) -> _Scene:
+        if self._scene is None:
+            raise UserError(NOT_RESET)
+        return self._scene
 
     def _check(
         self,
@@ -153,7 +160,8 @@ class LiberoEnv(SimulatorEnv):
         expert_noise: float,
         **unknown: Any,
     ) -> int:
-        self.recipe.select_tasks(task)
+        if task not in (tasks := suite_tasks(self.options.suite)):
+            raise UserError(f"LIBERO: unknown task {task!r}; choose from: {', '.join(tasks)}")
         if unknown:
             raise UserError(f"LIBERO has no reset option {next(iter(unknown))!r}")
         if expert_attempt < 0 or not 0.0 <= expert_noise < np.inf:
@@ -166,24 +174,25 @@ class LiberoEnv(SimulatorEnv):
             raise UserError(f"LIBERO has no {split} initial state {initial_state}; they are numbered from 0")
         return int(initial_state)
 
-    def _select_task(self, name: str) -> None:
-        if self._task is not None and self._task.name == name:
-            return
+    def _select_task(self, name: str) -> _Scene:
+        if self._scene is not None and self._scene.task.name == name:
+            return self._scene
         self.close()
-        task = suite_tasks(self.recipe.suite)[name]
+        task = suite_tasks(self.options.suite)[name]
         with global_random_state(0):
-            self._control = build_simulator(task.bddl, hard_reset=self.recipe.reset_mode == "hard")
-        self._task = task
-        self._states = InitialStates(self._control, task, self.recipe.rules, self.recipe.train_on_published_states)
+            control = build_simulator(task.bddl, hard_reset=self.options.reset_mode == "hard")
+        states = InitialStates(control, task, self.options.rules, self.options.train_on_published_states)
+        self._scene = _Scene(task, control, states)
         if self._faithful:
             from dvla_lightning.envs.libero.physics import Snapshot
 
             self._snapshot = Snapshot(self._domain)
+        return self._scene
 
     @property
     def _domain(self) -> Any:
         """Robosuite's environment inside LIBERO's wrapper."""
-        return self._control.env
+        return self._require_reset().control.env
 
     def _step_physics(self, action: NDArray[np.float64]) -> None:
         if self._faithful:
@@ -218,7 +227,7 @@ class LiberoEnv(SimulatorEnv):
         sim, robot = self._domain.sim, self._domain.robots[0]
         data = self._snapshot.data if self._snapshot else sim.data._data
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
-        if self.recipe.state == "joints":
+        if self.options.state == "joints":
             return np.concatenate([data.qpos[robot._ref_joint_pos_indexes], fingers[:1]]).astype(np.float32)
         position = data.site_xpos[robot.eef_site_id]
         w, x, y, z = data.xquat[sim.model.body_name2id(robot.robot_model.eef_name)]
@@ -226,7 +235,7 @@ class LiberoEnv(SimulatorEnv):
 
 
 def _axis_angle(w: float, xyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quaternion -> axis times angle in [0, 2 pi], (3,); not wrapped to pi, as LIBERO's data sets have it."""
+    """Axis times angle in [0, 2 pi] of a quaternion, (3,); not wrapped to pi, as in LIBERO's data sets."""
     sine = np.sqrt(max(0.0, 1.0 - w * w))
     if np.isclose(sine, 0.0):
         return np.zeros(3)

@@ -137,7 +137,7 @@ class Scene:
         return [self._geom_points(geom) for geom in self._geoms_below(body)]
 
     def speed(self) -> float:
-        """Of the fastest thing that is not the robot, m/s."""
+        """Speed of the fastest thing that is not the robot, m/s."""
         roots = [body for name, body in self.domain.obj_body_id.items() if name in self.domain.objects_dict]
         return float(np.abs(self.data.cvel[roots, 3:]).max(initial=0.0))
 

@@ -24,7 +24,7 @@ CONTROL_FREQUENCY = 20  # Hz; LIBERO's demonstrations and evaluations
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallows what robosuite and LIBERO print and log while they are imported and constructed."""
+    """Hides what robosuite and LIBERO print and log while they are imported and constructed."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -84,7 +84,7 @@ def import_libero(gl_backend: str, assets: Path | None) -> None:
     try:
         with quiet(), _config_folder():
             mujoco = importlib.import_module("mujoco")
-            libero = importlib.import_module("libero.libero")
+            libero: Any = importlib.import_module("libero.libero")
             importlib.import_module("libero.libero.envs")
     except ModuleNotFoundError as error:
         raise UserError(f"LIBERO needs the package {error.name!r}, which is not installed: {INSTALL_REMEDY}") from error

@@ -1,4 +1,4 @@
-"""Does off-screen GL work here, and with which settings? Checks that need no simulator object."""
+"""Checks whether off-screen GL works here, and with which settings, without a simulator object."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WITH_CUDA = "import torch; torch.zeros(1, device='cuda')"
 
 
 class Probe(NamedTuple):
-    """What became of a small frame.
+    """The result of rendering a small frame.
 
     Attributes:
         problem: the last line of what went wrong; None if the backend works.
@@ -104,7 +104,7 @@ def choose_gl(requested: str) -> str:
 
 
 def egl_device_problem() -> str | None:
-    """What is wrong with MUJOCO_EGL_DEVICE_ID, as robosuite (at its import) and MuJoCo (at the first frame) see it."""
+    """Says what robosuite (at its import) or MuJoCo (at the first frame) refuses in MUJOCO_EGL_DEVICE_ID."""
     device, visible = os.environ.get("MUJOCO_EGL_DEVICE_ID"), os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if device is None:
         return None
@@ -119,7 +119,7 @@ def egl_device_problem() -> str | None:
 
 
 def robosuite_log_problem() -> str | None:
-    """Why robosuite, which writes a log at a fixed place when it is imported, cannot."""
+    """Says why robosuite, which writes a log at a fixed place when it is imported, cannot."""
     try:
         with ROBOSUITE_LOG.open("a"):
             return None
@@ -128,7 +128,7 @@ def robosuite_log_problem() -> str | None:
 
 
 def require_settings() -> None:
-    """Finds, before anything is imported, the settings that LIBERO dies of with an error about something else.
+    """Refuses, before anything is imported, settings with which LIBERO fails with an error about something else.
 
     Raises:
         UserError: saying which setting, and what to do.

@@ -1,4 +1,4 @@
-"""`Libero`: what a user configures, and what is known before a simulator exists."""
+"""`Libero`: the options of the benchmark, and facts that are known before a simulator exists."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from dvla_lightning.envs.base import Environment, SimulatorEnv
+from dvla_lightning.envs.libero.options import ACTION_DIM, CAMERAS, PROPRIOCEPTION_DIM, LiberoOptions
 from dvla_lightning.envs.libero.preflight import GL_BACKENDS
 from dvla_lightning.envs.libero.protocols import PROTOCOLS, GripperName, Protocol, ProtocolName, StateName
 from dvla_lightning.envs.libero.suites import INSTALL_REMEDY, NUM_PUBLISHED_STATES, suite_tasks
 from dvla_lightning.errors import UserError
 from dvla_lightning.versions import installed_version
-
-# Our camera names -> MuJoCo's.
-CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-
 
 # Without a protocol: pictures small enough for a CPU, otherwise as OpenVLA-OFT evaluates, with robosuite's gripper.
 DEFAULTS = dataclasses.replace(PROTOCOLS["openvla_oft"], image_size=128, gripper="robosuite")
@@ -110,8 +107,7 @@ class Libero(Environment):
         self.gripper = _choice("gripper", gripper or rules.gripper, ("robosuite", "rlds"))
         self.train_on_published_states = train_on_published_states
         self.interpreter = interpreter
-        self.action_dim = 7  # hand translation 3, rotation 3, gripper 1
-        self.proprioception_dim = 8
+        self.action_dim, self.proprioception_dim = ACTION_DIM, PROPRIOCEPTION_DIM
         if self.image_size < 1 or self.max_steps < 1 or self.num_wait_steps < 0:
             raise UserError("Libero: image_size and max_steps must be at least 1, num_wait_steps at least 0")
 
@@ -125,10 +121,11 @@ class Libero(Environment):
         _require_versions()
         from dvla_lightning.envs.libero.env import LiberoEnv  # here: its constructor prepares GL and imports MuJoCo
 
-        return LiberoEnv(self)
+        names = [option.name for option in dataclasses.fields(LiberoOptions)]
+        return LiberoEnv(LiberoOptions(**{name: getattr(self, name) for name in names}))
 
     def num_heldout_states(self, task: str) -> None:
-        """Unlimited: from trial 50 on the published states begin anew, with the furniture in other places."""
+        """None, for no limit: from trial 50 on the published states begin anew, with other furniture places."""
         self.select_tasks(task)
 
     def num_trials(self, task: str) -> int:

@@ -63,7 +63,7 @@ class InitialStates:
             self._control.set_init_state(self._published[number % len(self._published)])
 
     def _reset(self, seed: int | list[int] | None, past_resets: int = 0) -> None:
-        """LIBERO's reset with a seed for everything it draws; None goes on with numpy's present state."""
+        """Runs LIBERO's reset with a seed for everything it draws; None goes on with numpy's present state."""
         self._undo_last_reset()
         # Upstream's hard resets append the drawer and knob samplers once more, each of which draws a random number.
         # Here a reset leaves no trace, except where `past_resets` asks for that of as many upstream ones.
@@ -73,7 +73,7 @@ class InitialStates:
             self._control.reset()
 
     def _follow_trials(self, seed: int, number: int) -> None:
-        """The reset of trial `number` where the generator is seeded once, before trial 0; any order will do."""
+        """Runs the reset of trial `number` as if the generator was seeded once, before trial 0; in any order."""
         with global_random_state(seed):
             self._random_states = self._random_states or [np.random.get_state()]
             for trial in range(min(number, len(self._random_states) - 1), number + 1):
@@ -114,7 +114,13 @@ def load_published(task: Task) -> NDArray[np.float64]:
         raise UserError(f"the file {task.initial_states} is missing from the installed hf-libero: {INSTALL_REMEDY}")
     # LIBERO's files hold a pickled array, by the names of numpy 1: what makes one is let in, and nothing else.
     make = np.empty(0).__reduce__()[0]
-    names = [make, (make, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float64))]
+    names: list[Any] = [
+        make,
+        (make, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.float64)),
+    ]
     try:
         with torch.serialization.safe_globals(names):
             return np.asarray(torch.load(task.initial_states, weights_only=True), np.float64)
@@ -123,7 +129,7 @@ def load_published(task: Task) -> NDArray[np.float64]:
 
 
 def train_seed(task: str, number: int) -> int:
-    """A 32-bit seed; far from the small numbers that seed the held-out states. Demonstrations rest on it: it stays."""
+    """A 32-bit seed, far from the small numbers of the held-out states; never changed, as demonstrations rest on it."""
     return int(np.random.SeedSequence([zlib.crc32(task.encode()), number]).generate_state(1)[0])
 
 
@@ -134,7 +140,7 @@ def selection_seed(task: str, number: int) -> list[int]:
 
 @contextlib.contextmanager
 def global_random_state(seed: int | list[int] | None) -> Iterator[None]:
-    """Seeds numpy's global generator, which LIBERO draws from, and gives it back as it was; None changes nothing."""
+    """Seeds numpy's global generator, which LIBERO draws from, and restores it at the end; None changes nothing."""
     if seed is None:
         yield
         return

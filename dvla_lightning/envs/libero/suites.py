@@ -1,4 +1,4 @@
-"""What is known about LIBERO's tasks without importing LIBERO (its import asks questions and loads a simulator)."""
+"""Facts about LIBERO's tasks without importing LIBERO (its import asks questions and loads a simulator)."""
 
 from __future__ import annotations
 

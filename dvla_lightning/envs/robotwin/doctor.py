@@ -1,4 +1,4 @@
-"""What `dvla doctor` looks at in a RoboTwin installation: checkout, assets, Python, Vulkan, one frame."""
+"""`dvla doctor` for RoboTwin: checkout, assets, Python, Vulkan, one frame."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RENDERERS = {
 
 
 def check_robotwin(required: bool, environment: RoboTwin | None, start: Start, pictures: Path) -> Iterator[Check]:
-    """Looks at a checkout with the Python it is installed in.
+    """Checks a checkout with the Python it is installed in.
 
     Args:
         required: whether what is missing is broken instead of optional.
@@ -78,7 +78,7 @@ def _changed(environment: RoboTwin, **options: Any) -> RoboTwin:
 
 
 def _assets(checkout: Checkout, environment: RoboTwin, absent: bool | None) -> Iterator[Check]:
-    """Which tasks have their models, and whether the robot is there; other robots are looked at when they are used."""
+    """Checks that the robot and the tasks' models are there; other robots are checked when they are used."""
     remedy = ASSETS_REMEDY.format(checkout.assets)
     needed = [*IMPORTED_ASSETS, *([] if environment.embodiment else ["embodiments/aloha-agilex/config.yml"])]
     missing = [name for name in needed if not (checkout.assets / name).is_file()]
@@ -96,7 +96,7 @@ def _assets(checkout: Checkout, environment: RoboTwin, absent: bool | None) -> I
 
 
 def _describe(environment: RoboTwin, start: Start) -> dict[str, Any] | str:
-    """What the simulator says about itself, or why it cannot."""
+    """The simulator's description of itself, or why there is none."""
     try:
         simulator = start(environment)
     except UserError as error:
@@ -114,7 +114,7 @@ def _describe(environment: RoboTwin, start: Start) -> dict[str, Any] | str:
 def _frames(
     checkout: Checkout, ways: dict[str, RoboTwin], absent: bool | None, start: Start, pictures: Path
 ) -> Iterator[Check]:
-    """One scene rendered in each way; one that works is enough."""
+    """Renders one scene in each way; one that works is enough."""
     tasks = [task for task in (*PRIMITIVE_TASKS, *RoboTwin.tasks) if not checkout.missing_models(task)]
     if not tasks:
         yield Check(absent, "RoboTwin frame", "no task has its models")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,30 +13,28 @@ from numpy.typing import NDArray
 from dvla_lightning.envs.base import Observation, SimulatorEnv
 from dvla_lightning.envs.robotwin.simulator.simulator import Simulator
 
-if TYPE_CHECKING:
-    from dvla_lightning.envs.robotwin.recipe import RoboTwin
-
 
 class RoboTwinEnv(SimulatorEnv):
-    """See `SimulatorEnv`; everything is done by `simulator.Simulator`. It changes the working directory.
+    """RoboTwin as a `SimulatorEnv`, all done by `simulator.Simulator`, which changes the working directory.
 
     Args:
-        recipe: the configuration.
+        options: the fields of `simulator.options.Options`.
+        image_shape: height, width and 3 of one picture.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
-    def __init__(self, recipe: RoboTwin) -> None:
-        self.simulator = Simulator(**recipe.simulator_options())
-        self.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (recipe.action_dim,), np.float32)
-        image = gymnasium.spaces.Box(0, 255, recipe.image_shape, np.uint8)
+    def __init__(self, options: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+        self.simulator = Simulator(**options)
+        numbers = (options["action_dim"],)
+        self.action_space = gymnasium.spaces.Box(-np.inf, np.inf, numbers, np.float32)
+        image = gymnasium.spaces.Box(0, 255, image_shape, np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict(dict.fromkeys(recipe.cameras, image)),
-            proprioception=gymnasium.spaces.Box(-np.inf, np.inf, (recipe.proprioception_dim,), np.float32),
+            images=gymnasium.spaces.Dict(dict.fromkeys(options["cameras"], image)),
+            proprioception=gymnasium.spaces.Box(-np.inf, np.inf, numbers, np.float32),
             instruction=gymnasium.spaces.Text(500, charset=string.printable),
         )
-        self._first_task = recipe.tasks[0]
+        self._first_task = next(iter(options["max_steps"]))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

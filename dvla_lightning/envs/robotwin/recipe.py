@@ -1,4 +1,4 @@
-"""`RoboTwin`: what a user configures, and what is known before a simulator exists."""
+"""`RoboTwin`: the options of the benchmark, and facts that are known before a simulator exists."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class RoboTwin(Environment):
         camera_type: D435, L515, Large_D435 or Large_L515. If not given: what `task_config` says, D435.
         image_size: Height and width to which images are squeezed. If not given: those of the camera, 240 x 320 pixels.
         train_instructions: Instructions of training episodes: "seen" or "unseen" wordings.
-        eval_instructions: The same of evaluation episodes. If not given: as RoboTwin's main branch has it, "seen" in
+        eval_instructions: The same of evaluation episodes. If not given: as in RoboTwin's main branch, "seen" in
             demo_clean and "unseen" otherwise.
         validity: Which scenes count: "expert": those that the task's expert solves, checked once and remembered;
             "seed_file": those of lists; "none": all, and instructions do not name the objects.
-        train_seed_file: JSON {task: {"success_seeds": [...]}} for validity "seed_file", as RLinf and SimpleVLA-RL have.
+        train_seed_file: JSON {task: {"success_seeds": [...]}} for validity "seed_file", as of RLinf and SimpleVLA-RL.
             Every tenth seed of a task is kept for selection.
         eval_seed_file: The same for evaluation; the two must not share a seed.
         cache_dir: Folder of the seeds that were checked. If not given: dvla_lightning/robotwin in the user's cache.
@@ -133,15 +133,15 @@ class RoboTwin(Environment):
         """Builds the simulator in this process, which changes its working directory; see `Environment.make`."""
         from dvla_lightning.envs.robotwin.env import RoboTwinEnv
 
-        return RoboTwinEnv(self)
+        return RoboTwinEnv(self.simulator_options(), self.image_shape)
 
     def num_heldout_states(self, task: str) -> int | None:
-        """None: seeds go on for ever; with validity "seed_file", as many as the file lists."""
+        """Number of held-out states of a task: no limit (None), or as many as the seed file lists."""
         self.select_tasks(task)
         return len(self.eval_seeds.get(task, [])) if self.validity == "seed_file" else None
 
     def num_selection_states(self, task: str) -> int | None:
-        """None: there are thousands; with validity "seed_file", every tenth of the training seeds."""
+        """Number of selection states of a task: thousands (None), or every tenth of the seed file of training."""
         self.select_tasks(task)
         return len(self.selection_seeds.get(task, [])) if self.validity == "seed_file" else None
 
@@ -151,7 +151,7 @@ class RoboTwin(Environment):
         return NUM_TRIALS if available is None else min(NUM_TRIALS, available)
 
     def foreign_build(self) -> dict[str, Any]:
-        """`simulator/` alone, which needs neither gymnasium nor this Python."""
+        """Builds `simulator/` alone, which needs neither gymnasium nor this Python."""
         folder = Path(__file__).parent / "simulator"
         return {
             "packages": {"robotwin_simulator": str(folder)},
@@ -169,15 +169,17 @@ class RoboTwin(Environment):
             raise UserError(
                 "RoboTwin: no checkout is named: give its folder as `root` or in the environment variable ROBOTWIN_ROOT"
             )
-        names = ("assets_root", "task_config", "action_type", "action_dim", "execution", "camera_type")
-        names += ("image_size", "train_instructions", "eval_instructions", "validity", "train_seeds")
-        names += ("selection_seeds", "eval_seeds")
-        names += ("cache_dir", "num_train_scenes", "max_steps", "shader", "shadow", "planner")
+        names = ["assets_root", "task_config", "action_type", "action_dim", "execution", "camera_type"]
+        names += ["image_size", "train_instructions", "eval_instructions", "validity", "train_seeds"]
+        names += ["selection_seeds", "eval_seeds"]
+        names += ["cache_dir", "num_train_scenes", "max_steps", "shader", "shadow", "planner"]
         return {
             **{name: getattr(self, name) for name in names},
             "root": str(local_path(self.root, "RoboTwin: root or ROBOTWIN_ROOT").resolve()),
             # Folders of robots: the simulator changes its working directory.
-            "embodiment": [os.path.abspath(part) if os.sep in str(part) else part for part in self.embodiment],
+            "embodiment": [
+                os.path.abspath(part) if isinstance(part, str) and os.sep in part else part for part in self.embodiment
+            ],
             "cameras": list(self.cameras),
             "first_eval_seed": FIRST_EVAL_SEED * (1 + self.eval_seed),
         }
@@ -190,9 +192,9 @@ class RoboTwin(Environment):
 
     def identity(self) -> Mapping[str, Any]:
         """Everything that changes scenes, pixels or dynamics, and the commit of the checkout."""
-        names = ("task_config", "embodiment", "action_type", "execution", "cameras", "camera_type", "image_size")
-        names += ("train_instructions", "eval_instructions", "validity", "eval_seed", "num_train_scenes")
-        names += ("shader", "shadow", "planner")
+        names = ["task_config", "embodiment", "action_type", "execution", "cameras", "camera_type", "image_size"]
+        names += ["train_instructions", "eval_instructions", "validity", "eval_seed", "num_train_scenes"]
+        names += ["shader", "shadow", "planner"]
         checkout = Checkout(self.simulator_options()["root"], self.assets_root)
         own_limits = {task: limit for task, limit in self.max_steps.items() if limit != STEP_LIMITS[task]}
         return {
@@ -256,5 +258,5 @@ def _user_cache() -> str:
 
 
 def _every_tenth(seeds: Sequence[int], chosen: bool) -> list[int]:
-    """Every tenth seed, or the others."""
+    """Every tenth seed (`chosen`), or all others."""
     return [seed for number, seed in enumerate(seeds, 1) if (number % 10 == 0) == chosen]

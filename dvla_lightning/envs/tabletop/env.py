@@ -40,14 +40,14 @@ class TabletopEnv(SimulatorEnv):
         render_mode: "rgb_array" or None.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}  # type: ignore[misc]
 
     def __init__(self, image_size: int = 32, render_mode: str | None = "rgb_array") -> None:
         self.render_mode = render_mode
         self.image_size = image_size
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         letters = string.ascii_lowercase + " ,"
-        self.observation_space = spaces.Dict(  # type: ignore[assignment]
+        self.observation_space = spaces.Dict(
             {
                 "images": spaces.Dict({CAMERA: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)}),
                 "proprioception": spaces.Box(

@@ -1,4 +1,4 @@
-"""`Tabletop`: what a configuration names, what travels to the workers, and what is known without a simulator."""
+"""`Tabletop`: the recipe that a configuration names and that travels to the workers."""
 
 from __future__ import annotations
 

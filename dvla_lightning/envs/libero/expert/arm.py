@@ -39,11 +39,11 @@ class Arm:
         self.rotation = self._home
 
     def face(self, yaw: float = 0.0) -> None:
-        """From now on the hand points down, turned about the vertical from how it was at the start, rad."""
+        """Makes the hand point down from now on, turned about the vertical from how it was at the start, rad."""
         self.turn_to(about(UP, yaw) @ self._home)
 
     def turn_to(self, rotation: Matrix) -> None:
-        """From now on the hand has this orientation, or the one with swapped fingers: what the last joint can turn to.
+        """Gives the hand this orientation from now on, or the one with swapped fingers, as the last joint allows.
 
         At the start the last joint stands at 45 of +-166 degrees, so there is more room on one side.
         """
@@ -56,7 +56,7 @@ class Arm:
         return (_command(gripper) for _ in range(num_steps))
 
     def travel(self, goal: Vector, gripper: float, tolerance: float = 0.007) -> Iterator[Vector]:
-        """The free hand flies to a point in the air, or as far above it as things on the way demand.
+        """Flies the free hand to a point in the air, or as far above it as things on the way demand.
 
         Args:
             goal: (3,) m.
@@ -108,7 +108,7 @@ class Arm:
                 bias = np.clip(bias + 0.1 * error, -0.03, 0.03)
             if until() or (np.linalg.norm(error) < tolerance and np.linalg.norm(turn) < 0.08):
                 return
-            distance = np.linalg.norm(error) + 0.1 * np.linalg.norm(turn)
+            distance = float(np.linalg.norm(error) + 0.1 * np.linalg.norm(turn))
             nearest, idle = (distance, 0) if distance < nearest - 0.001 else (nearest, idle + 1)
             if idle > patience:
                 return
@@ -123,5 +123,5 @@ class Arm:
 
 
 def _command(gripper: float) -> Vector:
-    """Stand still, (7,)."""
+    """The action that stands still, (7,)."""
     return np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, gripper])

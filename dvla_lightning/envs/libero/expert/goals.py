@@ -1,4 +1,4 @@
-"""What a task asks for, in an order in which it can be done; knows no simulator."""
+"""The goals of a task, in an order in which they can be reached; knows no simulator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Goal:
 
     @property
     def words(self) -> list[str]:
-        """As LIBERO's list."""
+        """The goal in LIBERO's form, a list of words."""
         return [word for word in (self.predicate, self.subject, self.target) if word]
 
 

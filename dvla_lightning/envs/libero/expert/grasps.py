@@ -59,7 +59,7 @@ def grasps(scene: Scene, name: str, shift: Vector) -> list[Grasp]:
 
 
 def _distinct(candidates: list[Grasp]) -> list[Grasp]:
-    """Leaves out what is nearly the same as a better one: another attempt shall be another one."""
+    """Leaves out grasps that nearly equal a better one: another attempt should differ."""
     kept: list[Grasp] = []
     for grasp in candidates:
         if all(
@@ -71,7 +71,7 @@ def _distinct(candidates: list[Grasp]) -> list[Grasp]:
 
 
 def rim_grasps(scene: Scene, name: str) -> list[Grasp]:
-    """Fingers astride the wall of a round vessel, at 24 places of its rim, straight or, as a makeshift, aslant.
+    """Fingers astride the wall of a round vessel, at 24 places of its rim, straight, or slanting as a second choice.
 
     The rim is looked for in the vessel's own frame: on a ramekin a bowl stands tilted.
     """

@@ -66,7 +66,7 @@ def move_part(arm: Arm, part: Part, predicate: str, attempt: int) -> Iterator[Ve
 
 
 def _follow(arm: Arm, part: Part, goal: float) -> Iterator[Vector]:
-    """The hand leads the part along its path until the joint is at the goal."""
+    """Leads the part along its path until the joint is at the goal."""
     begin, place, rotation = part.position, arm.scene.hand_position(), arm.rotation
     sign = np.sign(goal - begin)
     lead = sign * (LEAD_ANGLE if part.hinged else LEAD)

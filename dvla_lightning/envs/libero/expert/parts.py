@@ -35,7 +35,7 @@ class Part:
 
     @property
     def position(self) -> float:
-        """The joint's, in m or rad."""
+        """Position of the joint, m or rad."""
         return float(self._scene.data.qpos[self._scene.model.jnt_qposadr[self._joint]])
 
     @property
@@ -50,21 +50,22 @@ class Part:
     def position_for(self, predicate: str) -> float:
         """A joint position at which a predicate holds: a quarter into the interval, coming from where it is now."""
         holds = getattr(self._owner, TESTS[predicate])
-        values = np.linspace(*self._scene.model.jnt_range[self._joint], 4001)  # turnoff: 5 mrad of 2.1 rad
+        low, high = self._scene.model.jnt_range[self._joint]
+        values = np.linspace(low, high, 4001)  # turnoff: 5 mrad of 2.1 rad
         good = values[[bool(holds(value)) for value in values]]
         distances = np.abs(good - self.position)
         nearest, farthest = good[distances.argmin()], good[distances.argmax()]
         return float(nearest + (farthest - nearest) / 4)
 
     def carry(self, point: Vector, by: float) -> Vector:
-        """Where a point fixed to the part gets when the joint moves, (3,)."""
+        """Place that a point fixed to the part reaches when the joint moves, (3,)."""
         axis = self._scene.data.xaxis[self._joint]
         if not self.hinged:
             return point + by * axis
         return self.anchor + about(axis, by) @ (point - self.anchor)
 
     def turn(self, rotation: Matrix, by: float) -> Matrix:
-        """The orientation that something fixed to the part gets when the joint moves, (3, 3)."""
+        """Orientation that something fixed to the part has after the joint moves, (3, 3)."""
         return about(self._scene.data.xaxis[self._joint], by) @ rotation if self.hinged else rotation
 
     def heading(self, point: Vector, by: float) -> Vector:

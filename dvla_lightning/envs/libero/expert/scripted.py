@@ -1,4 +1,4 @@
-"""The scripted expert of one episode: does what the goal says, and again what did not come about."""
+"""The scripted expert of one episode: works through the goals, and repeats those that failed."""
 
 from __future__ import annotations
 

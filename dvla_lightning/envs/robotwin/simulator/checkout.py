@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -25,7 +27,7 @@ MODEL_NAME = re.compile(r"""["'](\d{3}_[A-Za-z0-9_-]+)["']""")
 
 
 class Checkout:
-    """Finds its way in a checkout, without importing anything of it before `enter`.
+    """A checkout on disk; nothing of it is imported before `enter`.
 
     Args:
         root: folder of the checkout.
@@ -39,7 +41,7 @@ class Checkout:
         UserError: if `root` is no checkout, or one of an unknown layout.
     """
 
-    def __init__(self, root, assets_root=None):
+    def __init__(self, root: str, assets_root: str | None = None) -> None:
         self.root = Path(root).expanduser().resolve()
         self.assets = (Path(assets_root).expanduser().resolve() if assets_root else self.root) / "assets"
         if not (self.root / "envs" / "_base_task.py").is_file():
@@ -58,7 +60,7 @@ class Checkout:
                 "task_config/ nor env_cfg/task_config/): check out branch stable_2.0, main or RLinf_support"
             )
 
-    def commit(self):
+    def commit(self) -> str:
         """The checked out commit, followed by "-dirty" if tracked files were changed; "unknown" without git."""
         command = ["git", "-C", str(self.root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         try:
@@ -67,7 +69,7 @@ class Checkout:
             return "unknown"
         return done.stdout.decode().strip() or "unknown"
 
-    def enter(self):
+    def enter(self) -> None:
         """Makes the checkout importable and its relative paths valid: changes sys.path and the working directory.
 
         Raises:
@@ -86,8 +88,8 @@ class Checkout:
                 "imported here already, or comes first in PYTHONPATH"
             )
 
-    def load(self, path):
-        """A YAML file; `path` is relative to the folder of configurations.
+    def load(self, path: str) -> dict[str, Any]:
+        """Reads a YAML file; `path` is relative to the folder of configurations.
 
         Raises:
             UserError: if it is missing.
@@ -100,8 +102,8 @@ class Checkout:
             raise UserError(f"RoboTwin has no configuration {file}; choose from: {', '.join(known)}")
         return yaml.safe_load(file.read_text(encoding="utf-8"))
 
-    def make_task(self, name):
-        """A new object of the class envs.<name>.<name>.
+    def make_task(self, name: str) -> Any:
+        """Makes an object of the class envs.<name>.<name>.
 
         Raises:
             UserError: if this checkout has no such task.
@@ -110,16 +112,16 @@ class Checkout:
             raise UserError(f"the RoboTwin checkout at {self.root} has no task {name!r} (no envs/{name}.py)")
         return getattr(importlib.import_module(f"envs.{name}"), name)()
 
-    def task_models(self, name):
+    def task_models(self, name: str) -> list[str]:
         """Names of the models that the source of a task mentions."""
         file = self.root / "envs" / f"{name}.py"
         return sorted(set(MODEL_NAME.findall(file.read_text(encoding="utf-8")))) if file.is_file() else []
 
-    def missing_models(self, name):
+    def missing_models(self, name: str) -> list[str]:
         """The models of a task that are not among the assets."""
         return [model for model in self.task_models(name) if not (self.assets / "objects" / model).is_dir()]
 
-    def require_assets(self, names):
+    def require_assets(self, names: Sequence[str]) -> None:
         """Raises UserError for the first of some paths below `assets/` that does not exist."""
         missing = [name for name in names if not (self.assets / name).exists()]
         if missing:

@@ -7,7 +7,7 @@ try:
 except ImportError:  # in RoboTwin's Python, where the worker goes by the name of the class
 
     class UserError(ValueError):  # type: ignore[no-redef]
-        """What the user gave cannot be used; the message is one sentence with the remedy."""
+        """Something the user gave cannot be used; the message is one sentence with the remedy."""
 
 
 __all__ = ["UserError"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .errors import UserError
-from .scenes import Verdict
+from .seed_book import Verdict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # numpy 1.17 has none
 
 # After the last recorded target the arms still have to arrive there.
 SETTLING_ACTIONS = 5
@@ -22,10 +26,10 @@ class ExpertRun(NamedTuple):
     """
 
     verdict: Verdict
-    actions: Any
+    actions: NDArray[np.float32]
 
 
-def run_expert(task, set_up, action_type):
+def run_expert(task: Any, set_up: Callable[[], None], action_type: str) -> ExpertRun:
     """Sets a scene up and lets the expert play; the caller closes the scene.
 
     Args:
@@ -33,9 +37,9 @@ def run_expert(task, set_up, action_type):
         set_up: sets its scene up.
         action_type: "qpos" or "ee", which says what is recorded.
     """
-    recorded = []
+    recorded: list[NDArray[np.float32]] = []
 
-    def record(*_, **__):  # instead of _take_picture, which RoboTwin calls every save_freq physics steps
+    def record(*_: Any, **__: Any) -> None:  # called every save_freq physics steps, in place of _take_picture
         recorded.append(proprioception(task, action_type))
 
     try:
@@ -55,7 +59,7 @@ def run_expert(task, set_up, action_type):
     return ExpertRun(verdict, _as_actions(recorded))
 
 
-def proprioception(task, action_type):
+def proprioception(task: Any, action_type: str) -> NDArray[np.float32]:
     """Where the arms are sent, (action_dim,) float32, in the order of an action.
 
     Joint targets (rad), not measured angles, or hand poses (m, quaternion wxyz); after each arm its gripper, 0 to 1.
@@ -67,7 +71,7 @@ def proprioception(task, action_type):
     return np.array([*left, robot.get_left_gripper_val(), *right, robot.get_right_gripper_val()], np.float32)
 
 
-def close(task, clear_cache=False):
+def close(task: Any, clear_cache: bool = False) -> None:
     """Closes a scene, also one that broke while it was set up."""
     try:
         task.close_env(clear_cache=clear_cache)
@@ -75,12 +79,12 @@ def close(task, clear_cache=False):
         print(f"close_env failed: {type(error).__name__}: {error}")  # the next set-up starts afresh anyhow
 
 
-def _placeholders(info):
-    """JSON types only: they are kept in the seed book."""
+def _placeholders(info: Mapping[str, Any] | None) -> dict[str, str]:
+    """The scene's placeholders as text, which the seed book can keep."""
     return {str(key): str(value) for key, value in (info or {}).get("info", {}).items()}
 
 
-def _as_actions(recorded):
+def _as_actions(recorded: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """The recorded targets without the first (it is the initial state) and without pauses, and time to arrive."""
     moves = [new for old, new in zip(recorded, recorded[1:]) if not np.array_equal(old, new)]  # noqa: B905, RUF007
     return np.array(moves + moves[-1:] * SETTLING_ACTIONS, np.float32)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .checkout import Checkout
 from .errors import UserError
 
 # Descriptions to draw one from; script/eval_policy.py asks for as many as it runs episodes.
@@ -16,11 +20,11 @@ NUM_DESCRIPTIONS = 100
 REMEDY = "restore the file from RoboTwin's repository (git checkout -- description)"
 
 
-def instruction(checkout, task, info, split, seed):
+def instruction(checkout: Checkout, task: str, info: Mapping[str, str] | None, split: str, seed: int) -> str:
     """One sentence for a scene; the same for the same seed.
 
     Args:
-        checkout: the `Checkout`, entered.
+        checkout: entered.
         task: name of the task.
         info: the scene's placeholders, or nothing if they are not known: then the task's general description is taken.
         split: "seen" or "unseen".
@@ -45,7 +49,7 @@ def instruction(checkout, task, info, split, seed):
     return _sentence(str(np.random.choice(_not_empty(described, file, split))), file, split)
 
 
-def _read(file):
+def _read(file: Path) -> dict[str, Any]:
     try:
         wordings = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(wordings, dict):
@@ -56,13 +60,13 @@ def _read(file):
     return wordings
 
 
-def _not_empty(wordings, file, key):
+def _not_empty(wordings: Any, file: Path, key: str) -> list[Any]:
     if not isinstance(wordings, list) or not wordings:
         raise UserError(f"RoboTwin's wordings {file} hold no {key!r} instruction that fits: {REMEDY}")
     return wordings
 
 
-def _sentence(text, file, key):
+def _sentence(text: Any, file: Path, key: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"RoboTwin's wordings {file} hold {text!r} as {key!r}, no sentence: {REMEDY}")
     return text

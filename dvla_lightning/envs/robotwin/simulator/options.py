@@ -1,4 +1,4 @@
-"""What a run of RoboTwin is told, in plain types; `envs/robotwin/recipe.py` documents each for users."""
+"""Options of a run of RoboTwin, in plain types; `envs/robotwin/recipe.py` documents each for users."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Options:
-    """See `recipe.RoboTwin`; `max_steps` holds every task, `num_train_scenes` bounds the initial states of training."""
+    """Options of `recipe.RoboTwin`; `max_steps` has every task, `num_train_scenes` limits the states of training."""
 
     root: str
     assets_root: str | None = None
     task_config: str = "demo_clean"
-    embodiment: list[str] = field(default_factory=list)
+    embodiment: list[str | float] = field(default_factory=list)
     action_type: str = "qpos"
     action_dim: int = 14
     execution: str = "per_action"

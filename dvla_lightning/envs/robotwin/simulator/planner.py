@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .checkout import Checkout
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike  # numpy 1.17 has none
 
 TIME_STEP = 1 / 250  # s; RoboTwin's physics
 PLANNING_SECONDS = 1.0
 GRIPPER_STEPS = 200
 
 
-def install_mplib(checkout):
-    """Gives `envs.robot.planner` a `CuroboPlanner`; call it before any task is imported."""
+def install_mplib(checkout: Checkout) -> None:
+    """Puts a `CuroboPlanner` into `envs.robot.planner`; call it before any task is imported."""
     importlib.import_module("mplib")  # what is missing is better said now than in the middle of a set-up
     name = "envs.robot.planner"
-    if name in sys.modules:
-        planner = sys.modules[name]
-    else:
+    planner: Any = sys.modules.get(name)
+    if planner is None:
         file = checkout.root / "envs" / "robot" / "planner.py"
         spec = importlib.util.spec_from_file_location(name, str(file))
+        assert spec is not None and spec.loader is not None  # of a file whose name ends in .py
         planner = importlib.util.module_from_spec(spec)
         sys.modules[name] = planner  # before robot.py, which the package imports, asks for the class
         spec.loader.exec_module(planner)
@@ -42,7 +49,9 @@ class MplibPlanner:
         yml_path: curobo's file, which need not exist; the robot's config.yml lies beside it.
     """
 
-    def __init__(self, robot_origion_pose, active_joints_name, all_joints, yml_path=None):
+    def __init__(
+        self, robot_origion_pose: Any, active_joints_name: Sequence[str], all_joints: Sequence[str], yml_path: str
+    ) -> None:
         import mplib
         import yaml
 
@@ -59,7 +68,9 @@ class MplibPlanner:
         )
         self.planner.set_base_pose(_mplib_pose(robot_origion_pose))
 
-    def plan_path(self, curr_joint_pos, target_gripper_pose, constraint_pose=None, arms_tag=None):
+    def plan_path(
+        self, curr_joint_pos: ArrayLike, target_gripper_pose: Any, constraint_pose: Any = None, arms_tag: Any = None
+    ) -> dict[str, Any]:
         """Plans to a pose of the hand.
 
         Returns:
@@ -77,7 +88,13 @@ class MplibPlanner:
             velocity = np.zeros_like(position)
         return {"status": "Success", "position": position, "velocity": velocity}
 
-    def plan_batch(self, curr_joint_pos, target_gripper_pose_list, constraint_pose=None, arms_tag=None):
+    def plan_batch(
+        self,
+        curr_joint_pos: ArrayLike,
+        target_gripper_pose_list: Sequence[Any],
+        constraint_pose: Any = None,
+        arms_tag: Any = None,
+    ) -> dict[str, Any]:
         """Plans to several poses; statuses are "Success" or "Failure", as curobo's."""
         plans = [self.plan_path(curr_joint_pos, goal) for goal in target_gripper_pose_list]
         good = [plan["status"] == "Success" for plan in plans]
@@ -87,14 +104,14 @@ class MplibPlanner:
             "velocity": [plan.get("velocity") for plan in plans],
         }
 
-    def plan_grippers(self, now_val, target_val):
+    def plan_grippers(self, now_val: float, target_val: float) -> dict[str, Any]:
         """A straight line from one opening to the other."""
         per_step = (target_val - now_val) / GRIPPER_STEPS
         values = np.linspace(now_val, target_val, GRIPPER_STEPS)
         return {"num_step": GRIPPER_STEPS, "per_step": per_step, "result": values}
 
 
-def _mplib_pose(pose):
+def _mplib_pose(pose: Any) -> Any:
     import mplib
 
     if hasattr(pose, "p"):

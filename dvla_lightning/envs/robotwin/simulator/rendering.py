@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # numpy 1.17 has none
 
-def choose_rendering(shader, shadow):
-    """Takes effect at the next `setup_demo`; call it once, after the checkout was entered.
+
+def choose_rendering(shader: str, shadow: bool) -> None:
+    """Sets how the next `setup_demo` renders; call it once, after the checkout was entered.
 
     Args:
         shader: "rt" leaves RoboTwin's ray tracing; "default" rasterises, on any Vulkan device (Mesa's lavapipe too).
@@ -26,7 +32,7 @@ def choose_rendering(shader, shadow):
         Base_Task.setup_scene = lambda self, **kwargs: setup_scene(self, **dict(kwargs, shadow=False))
 
 
-def device_summary():
+def device_summary() -> str:
     """What SAPIEN says about the devices it can render on, one line each."""
     import sapien.render
 
@@ -34,7 +40,7 @@ def device_summary():
     return str(summary()).strip() if summary else "unknown (this SAPIEN cannot tell)"
 
 
-def picture(observation, camera, size):
+def picture(observation: Mapping[str, Any], camera: str, size: int | None) -> NDArray[np.uint8]:
     """One camera's picture, (H, W, 3) uint8, squeezed to (size, size, 3) where a size is given.
 
     Raises:
@@ -49,14 +55,14 @@ def picture(observation, camera, size):
     return pixels if size is None else resize(pixels, size)
 
 
-def resize(pixels, size):
+def resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Averages over the area of each new pixel: (H, W, 3) uint8 -> (size, size, 3) uint8."""
     rows, columns = (_area_weights(length, size) for length in pixels.shape[:2])
     mixed = np.einsum("ih,hwc->iwc", rows, pixels.astype(np.float32))
     return np.rint(np.einsum("jw,iwc->ijc", columns, mixed)).astype(np.uint8)
 
 
-def _area_weights(length, size):
+def _area_weights(length: int, size: int) -> NDArray[np.float32]:
     """(size, length) float32; row i holds the share of each old pixel in new pixel i."""
     edges = np.arange(size + 1) * (length / size)
     old = np.arange(length)

@@ -1,4 +1,4 @@
-"""Which scene an initial state means: the seeds that RoboTwin's expert has shown to be solvable.
+"""The scene of an initial state: the seeds that RoboTwin's expert has shown to be solvable.
 
 The published protocol (script/eval_policy.py): seeds from 100000 * (1 + seed) upwards, and a seed counts only if the
 expert solves it. So held-out state n is the n-th such seed. Training has the seeds below 90000, which are dealt to its
@@ -9,9 +9,11 @@ as in evaluation; it looks as training does. So no two splits share a scene.
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 from .errors import UserError
+from .options import Options
+from .seed_book import SeedBook, Verdict
 
 TRAIN_SEEDS = FIRST_SELECTION_SEED = 90_000
 END_OF_SELECTION = 100_000  # where the published evaluation begins
@@ -21,35 +23,28 @@ LOOK_AHEAD = 64  # seeds that other workers may check before the first unknown o
 POLL_SECONDS = 0.5
 
 
-class Verdict(NamedTuple):
-    """What the expert made of a seed.
-
-    Attributes:
-        valid: it solved the task.
-        reason: why not, else empty.
-        info: the placeholders of the instruction, such as {"{A}": "020_hammer/base0"}.
-    """
-
-    valid: bool
-    reason: str = ""
-    info: dict[str, Any] = {}  # noqa: RUF012 - never changed
-
-
 class Scenes:
-    """Initial states -> seeds of one task and split.
+    """Finds the seed of an initial state.
 
     Args:
-        options: `Options`.
-        book: `SeedBook` of the task and split, which remembers what was checked; None unless `validity` is expert.
-        check: runs the expert on a seed and returns a `Verdict`.
+        options: of the run.
+        book: of the task and split; None unless `validity` is expert.
+        check: runs the expert on a seed.
         on_progress: called after every check, and while other workers check.
     """
 
-    def __init__(self, options, book, check, on_progress=lambda: None):
-        self.options, self.book, self.check, self.on_progress = options, book, check, on_progress
+    def __init__(
+        self,
+        options: Options,
+        book: SeedBook | None,
+        check: Callable[[int], Verdict],
+        on_progress: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.options, self.check, self.on_progress = options, check, on_progress
+        self._book = book
 
-    def find(self, task, split, number):
-        """Seed of an initial state, and the placeholders of its instruction (None if nobody has looked).
+    def find(self, task: str, split: str, number: int) -> tuple[int, dict[str, str] | None]:
+        """Seed of an initial state, and the placeholders of its instruction (None if unknown).
 
         Raises:
             UserError: if there is no such state, or the expert fails on every seed.
@@ -66,10 +61,16 @@ class Scenes:
         return self._first_valid(range(number % self._num_train * run, (number % self._num_train + 1) * run))
 
     @property
-    def _num_train(self):
+    def book(self) -> SeedBook:
+        """The verdicts so far; asked for only where `validity` is expert."""
+        assert self._book is not None
+        return self._book
+
+    @property
+    def _num_train(self) -> int:
         return self.options.num_train_scenes
 
-    def _from_file(self, task, split, number):
+    def _from_file(self, task: str, split: str, number: int) -> int:
         lists = {"train": self.options.train_seeds, "selection": self.options.selection_seeds}
         seeds = lists.get(split, self.options.eval_seeds).get(task, [])
         if not seeds or (split != "train" and number >= len(seeds)):
@@ -79,19 +80,19 @@ class Scenes:
             )
         return seeds[number % len(seeds)]
 
-    def _nth_valid(self, split, first, number):
+    def _nth_valid(self, split: str, first: int, number: int) -> tuple[int, dict[str, str]]:
         while True:
-            valid, seed = [], first
+            num_valid, seed = 0, first
             known = self._known()
             while seed in known:
                 if known[seed].valid:
-                    valid.append(seed)
-                    if len(valid) > number:
+                    num_valid += 1
+                    if num_valid > number:
                         return _own(split, seed), known[seed].info
                 seed += 1
             self._check_one_of(range(_own(split, seed), seed + LOOK_AHEAD))
 
-    def _first_valid(self, seeds):
+    def _first_valid(self, seeds: range) -> tuple[int, dict[str, str]]:
         for seed in seeds:
             while not (verdict := self._known().get(seed)):
                 self._check_one_of([seed])
@@ -99,7 +100,7 @@ class Scenes:
                 return seed, verdict.info
         raise RuntimeError(f"RoboTwin's expert solves none of the seeds {seeds[0]} to {seeds[-1]}")
 
-    def _check_one_of(self, seeds):
+    def _check_one_of(self, seeds: Sequence[int]) -> None:
         """Checks the first seed that nobody has checked or is checking, so that workers share the work."""
         for seed in seeds:
             with self.book.claim(seed) as mine:
@@ -109,7 +110,7 @@ class Scenes:
         self.on_progress()
         time.sleep(POLL_SECONDS)
 
-    def _check(self, seed):
+    def _check(self, seed: int) -> None:
         if self.book.begin(seed) > MAX_BROKEN_CHECKS:
             verdict = Verdict(False, f"{MAX_BROKEN_CHECKS} checks came to no end: the simulator died or hung")
         else:
@@ -117,8 +118,8 @@ class Scenes:
         self.book.add(seed, verdict)
         self.on_progress()
 
-    def _known(self):
-        """Seed -> `Verdict`; gives up on an expert that never succeeds."""
+    def _known(self) -> dict[int, Verdict]:
+        """The verdicts so far; gives up on an expert that never succeeds."""
         known = self.book.read()
         if len(known) >= FUTILE_CHECKS and not any(verdict.valid for verdict in known.values()):
             seed = max(known)
@@ -130,8 +131,8 @@ class Scenes:
         return known
 
 
-def _own(split, seed):
-    """The seed, if it does not lie beyond those of its split."""
+def _own(split: str, seed: int) -> int:
+    """Returns the seed; raises UserError if it lies beyond those of its split."""
     if split == "selection" and seed >= END_OF_SELECTION:
         raise UserError(
             "RoboTwin has too few selection scenes for so many episodes: lower data.evaluation.num_episodes"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .arguments import setup_arguments
 from .checkout import ASSETS_REMEDY, Checkout
 from .errors import UserError
-from .expert import close, run_expert
+from .expert import ExpertRun, close, run_expert
+from .options import Options
 from .planner import install_mplib
 from .rendering import choose_rendering
 from .scenes import Scenes
@@ -26,18 +29,18 @@ class Stage:
     """Keeps one task object for all episodes of a task, as upstream does.
 
     Args:
-        options: `Options`.
+        options: of the run.
 
     Attributes:
         on_progress: called while a search for a solvable scene makes progress.
         task: RoboTwin's object of the task that was selected last.
-        name: of that task.
+        name: of that task; empty before.
 
     Raises:
         UserError: if the checkout, its assets or its packages cannot be used.
     """
 
-    def __init__(self, options):
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.checkout = Checkout(options.root, options.assets_root)
         try:
@@ -48,12 +51,15 @@ class Stage:
         except ImportError as error:
             raise UserError(_import_remedy(error)) from error
         self.commit = self.checkout.commit()
-        self.on_progress = lambda: None
-        self.task = self.name = self.arguments = None
+        self.on_progress: Callable[[], object] = lambda: None
+        self.task: Any = None
+        self.name = ""
+        self.arguments: dict[str, Any] = {}
         self._is_set_up, self._num_scenes = False, 0
-        self._books, self._last_run = {}, (None, None)
+        self._books: dict[tuple[str, ...], SeedBook] = {}
+        self._last_run: tuple[tuple[str, int, str], ExpertRun] | None = None
 
-    def select(self, name):
+    def select(self, name: str) -> None:
         """Makes the object of a task.
 
         Raises:
@@ -77,13 +83,13 @@ class Stage:
         self.arguments = setup_arguments(self.checkout, name, self.options)
         self.task, self.name = task, name
 
-    def find_scene(self, split, number):
+    def find_scene(self, split: str, number: int) -> tuple[int, dict[str, str] | None]:
         """Seed of an initial state of the selected task, and the placeholders of its instruction (None: unknown)."""
         book = self._book(split) if self.options.validity == "expert" else None
         scenes = Scenes(self.options, book, lambda seed: self.run_expert(seed, split).verdict, self.on_progress)
         return scenes.find(self.name, split, number)
 
-    def set_up(self, seed, split):
+    def set_up(self, seed: int, split: str) -> None:
         """Builds a scene; raises what RoboTwin raises, UnStableError for instance."""
         self.leave()
         limit = self.options.max_steps[self.name]
@@ -101,10 +107,10 @@ class Stage:
             raise
         self.task.step_lim = limit
 
-    def run_expert(self, seed, split):
-        """The expert on a scene. The last run is remembered: demonstrating a scene often follows its check."""
+    def run_expert(self, seed: int, split: str) -> ExpertRun:
+        """Runs the expert on a scene; the last run is remembered: demonstrating a scene often follows its check."""
         key = self.name, seed, split
-        if self._last_run[0] != key:
+        if self._last_run is None or self._last_run[0] != key:
             try:
                 run = run_expert(self.task, lambda: self.set_up(seed, split), self.options.action_type)
             finally:
@@ -112,30 +118,30 @@ class Stage:
             self._last_run = key, run
         return self._last_run[1]
 
-    def leave(self):
+    def leave(self) -> None:
         """Closes the scene, and every few scenes clears SAPIEN's cache, which grows on the GPU."""
         if self._is_set_up:
             every = max(1, int(self.arguments.get("clear_cache_freq", 5)))
             close(self.task, clear_cache=self._num_scenes % every == 0)
         self._is_set_up = False
 
-    def close(self):
+    def close(self) -> None:
         """Closes the scene and drops the task."""
         self.leave()
-        self.task = self.name = None
+        self.task, self.name = None, ""
 
-    def _book(self, split):
-        """What the expert can do depends on the task, split, configuration, robots, planner and code."""
+    def _book(self, split: str) -> SeedBook:
+        """The verdicts on seeds, which depend on the task, split, configuration, robots, planner and code."""
         robots = "+".join(str(part).rstrip("/").rsplit("/", 1)[-1] for part in self.arguments["embodiment"])
         facts = {"config": self.options.task_config, "embodiment": robots, "planner": self.options.planner}
         facts.update(commit=self.commit[:12], split=split)
-        key = self.name, *facts.values()
+        key = (self.name, *facts.values())
         if key not in self._books:
             self._books[key] = SeedBook(self.options.cache_dir, self.name, facts)
         return self._books[key]
 
 
-def _import_remedy(error):
+def _import_remedy(error: ImportError) -> str:
     where = f"RoboTwin cannot be imported in {sys.executable}"
     if "CuroboPlanner" in str(error):
         return f"{where}: its planner needs curobo; install it there, or set planner: mplib"
