@@ -71,7 +71,7 @@ RL = [
             ("remask_drop", ("0", "1.5", ".nan")),
             ("confidence", ("feeling", "3")),
             ("schedule", ("steep", "3")),
-            ("greedy", ("maybe", "1", "null")),
+            ("greedy", ("maybe", "1")),
         )
         for value in values
     ),
