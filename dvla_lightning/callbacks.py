@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from dvla_lightning.checkpointing.progress import at_epoch_end, complete_epochs
 from dvla_lightning.data.rescheduling import LAST_SCHEDULE
 from dvla_lightning.envs.base import SPLIT_NAMES
+from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.heat_map import commit_order_figure, save_figure
 from dvla_lightning.evaluation.pictures import picture_strip, save_strip
+from dvla_lightning.evaluation.published import compare_with_published, publish, write_recipe
 from dvla_lightning.evaluation.ranks import gather_objects
-from dvla_lightning.evaluation.records import settle
+from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
 from dvla_lightning.evaluation.success import SuccessCount, steps_text, success_table, wilson_interval
 from dvla_lightning.evaluation.summary import conclude
 
@@ -106,6 +109,20 @@ class EvaluationReport(Callback):
             print(success_table(counts, f"{SPLIT_NAMES[split]} episodes, {steps_text(steps)}", steps), flush=True)
         else:
             print(conclude(directory, module.evaluation.header, records), flush=True)
+            self._published(trainer, module, records)
+
+    def _published(self, trainer: Any, module: Any, records: Mapping[EpisodeKey, EpisodeRecord]) -> None:
+        """Says what the policy directory says, or writes it there."""
+        data, policy, header = trainer.datamodule, module.policy, module.evaluation.header
+        if not data.evaluation.publish:
+            if policy.directory is not None and (line := compare_with_published(policy.directory, header)):
+                print(line, flush=True)
+            return
+        if policy.directory is None or trainer.ckpt_path is not None:
+            raise UserError(
+                "data.evaluation: publish writes into a policy directory: give model.policy.pretrained alone"
+            )
+        print(f"published in {publish(policy.directory, data.recipe(), header, records).parent}", flush=True)
 
     def on_test_end(self, trainer: Any, module: Any) -> None:
         self.on_validation_end(trainer, module)
@@ -163,10 +180,12 @@ class SavePolicy(Callback):
         self.best = state_dict["best"]
 
     def _save(self, trainer: Any, module: Any, name: str) -> None:
-        if trainer.is_global_zero:
-            objective = type(module.objective).__name__
-            epochs = f"{complete_epochs(trainer)} epochs"
-            if not at_epoch_end(trainer):
-                epochs += " and a part of the next"
-            card = f"Trained with {objective} for {epochs}; config.yaml is in the run directory."
-            module.policy.save_pretrained(Path(trainer.default_root_dir) / name, card)
+        objective = type(module.objective).__name__
+        epochs = f"{complete_epochs(trainer)} epochs"
+        if not at_epoch_end(trainer):
+            epochs += " and a part of the next"
+        card = f"Trained with {objective} for {epochs}; config.yaml is in the run directory."
+        directory = Path(trainer.default_root_dir) / name
+        module.policy.save_pretrained(directory, card)  # on every rank: weights may be sharded
+        if trainer.is_global_zero and (recipe := trainer.datamodule.recipe()):
+            write_recipe(directory, recipe)

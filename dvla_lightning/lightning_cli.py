@@ -41,6 +41,7 @@ from dvla_lightning.launch.saved_config import SavedConfig
 from dvla_lightning.launch.trainer_flags import MAX_SEED, check_flags, whole_seed
 from dvla_lightning.module import DVLAModule
 from dvla_lightning.policy_recipe import PolicyRecipe
+from dvla_lightning.published_data import with_published_data
 from dvla_lightning.tools.parser import ConfigFile, check_nulls, moved_options, useful_line
 from dvla_lightning.verbs import TRAINER_VERBS
 
@@ -240,6 +241,7 @@ def _gives_data_seed(word: str, following: str) -> bool:
 
 def run(args: list[str]) -> None:
     """Parses `args` (the verb first) and runs it."""
+    args = with_published_data(args)
     sys.argv[1:] = args  # Lightning launches further ranks with the command line of the first one
     try:
         shown = own_log_shown() if is_first_process() else contextlib.nullcontext()

@@ -109,9 +109,9 @@ def read(directory: Path, trusted_modules: Sequence[str] = ()) -> PolicyConfig:
         _check(value, known[name], f"{path}: {name}")
     base = config.pop("base", None)
     if base is not None:
-        _check_keys(base, BASE_KEYS, f"{path}: base")
-    backbone = _class(config["backbone"], Backbone, f"{path}: backbone", trusted_modules)
-    tokenizer = _class(config["action_tokenizer"], ActionTokenizer, f"{path}: action_tokenizer", trusted_modules)
+        check_keys(base, BASE_KEYS, f"{path}: base")
+    backbone = known_class(config["backbone"], Backbone, f"{path}: backbone", trusted_modules)
+    tokenizer = known_class(config["action_tokenizer"], ActionTokenizer, f"{path}: action_tokenizer", trusted_modules)
     return PolicyConfig(
         remarks=config.pop("remarks", []),
         has_adapter=config.pop("adapter", (directory / "adapter").exists()),
@@ -120,9 +120,9 @@ def read(directory: Path, trusted_modules: Sequence[str] = ()) -> PolicyConfig:
         parts={
             **config,
             "normalization": _normalization(config["normalization"], f"{path}: normalization"),
-            "sampler": _build(Sampler, config["sampler"], f"{path}: sampler"),
-            "backbone": _build(backbone, config["backbone"]["init_args"], f"{path}: backbone"),
-            "action_tokenizer": _build(tokenizer, config["action_tokenizer"]["init_args"], f"{path}: action_tokenizer"),
+            "sampler": build(Sampler, config["sampler"], f"{path}: sampler"),
+            "backbone": build(backbone, config["backbone"]["init_args"], f"{path}: backbone"),
+            "action_tokenizer": build(tokenizer, config["action_tokenizer"]["init_args"], f"{path}: action_tokenizer"),
         },
     )
 
@@ -131,15 +131,16 @@ def _normalization(value: Any, where: str) -> Normalization:
     if not isinstance(value, dict):
         _check(value, NormalizationMode, where)
         return Normalization(value, value)
-    _check_keys(value, dict.fromkeys(("actions", "proprioception"), NormalizationMode | list[dict[str, Any]]), where)
+    check_keys(value, dict.fromkeys(("actions", "proprioception"), NormalizationMode | list[dict[str, Any]]), where)
     modes = {}
     for name, mode in value.items():
-        groups = None if isinstance(mode, str) else [_build(NormalizationGroup, x, f"{where}.{name}") for x in mode]
+        groups = None if isinstance(mode, str) else [build(NormalizationGroup, x, f"{where}.{name}") for x in mode]
         modes[name] = mode if groups is None else groups
     return Normalization(**modes)
 
 
-def _check_keys(value: dict[str, Any], keys: Mapping[str, Any], where: str) -> None:
+def check_keys(value: dict[str, Any], keys: Mapping[str, Any], where: str) -> None:
+    """Raises `UserError`, beginning with `where`, unless an object from JSON has just these keys, of these types."""
     for name in sorted(keys.keys() ^ value.keys()):
         what = "lacks the key" if name in keys else "has the unknown key"
         raise UserError(f"{where} {what} {name!r}: save the policy again")
@@ -174,9 +175,9 @@ def _parse(path: Path) -> dict[str, Any]:
     return config
 
 
-def _class(description: dict[str, Any], base: type, where: str, trusted_modules: Sequence[str]) -> type:
+def known_class(description: dict[str, Any], base: type, where: str, trusted_modules: Sequence[str]) -> Any:
     """The class that a description names, if it is known; nothing is imported but `trusted_modules`."""
-    _check_keys(description, {"class_path": str, "init_args": dict[str, Any]}, where)
+    check_keys(description, {"class_path": str, "init_args": dict[str, Any]}, where)
     class_path = description["class_path"]
     module = class_path.rpartition(".")[0]
     is_trusted = any(module == name or module.startswith(f"{name}.") for name in trusted_modules)
@@ -199,7 +200,7 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(each)
 
 
-def _build(cls: type, init_args: dict[str, Any], where: str) -> Any:
+def build(cls: type, init_args: dict[str, Any], where: str) -> Any:
     """Calls a constructor with arguments from JSON, after checking them against its annotations."""
     try:
         inspect.signature(cls).bind(**init_args)

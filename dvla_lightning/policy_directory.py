@@ -56,7 +56,7 @@ def load(
     directory, revision = resolve(pretrained)
     policy, config = _build(policy_class, directory, sampler, num_action_steps, trusted_modules)
     device = torch.get_default_device() if device is None else device
-    policy.remarks, policy.is_fitted = config.remarks, True
+    policy.remarks, policy.is_fitted, policy.directory = config.remarks, True, None if revision else directory
     _fill(policy, directory, config, base, device)
     origin = config.base
     if config.has_adapter:
@@ -188,7 +188,7 @@ def resolve(pretrained: str, revision: str | None = None) -> tuple[Path, str | N
     try:
         from huggingface_hub import snapshot_download
 
-        wanted = [CONFIG, WEIGHTS, f"{ADAPTER}/*.json", f"{ADAPTER}/*.safetensors"]
+        wanted = [CONFIG, WEIGHTS, f"{ADAPTER}/*.json", f"{ADAPTER}/*.safetensors", "evaluation/*.json*"]
         snapshot = Path(snapshot_download(pretrained, allow_patterns=wanted, revision=revision))
         return snapshot, snapshot.name  # the hub's cache names a snapshot by its commit
     except Exception as error:
@@ -306,6 +306,8 @@ def _card(policy: PolicyParts, card: str) -> str:
         "```python\nfrom dvla_lightning.policy import DVLAPolicy\n\n"
         'policy = DVLAPolicy.from_pretrained("<this directory>")\n'
         "chunk = policy.act(observation, num_steps=4).actions[0]  # at every decision; it draws anew each time\n```\n\n"
+        "Its success on held-out episodes, where the directory says which:\n\n"
+        "    dvla validate --model.policy.pretrained <this directory>\n\n"
         "`torch.manual_seed(0)` before an episode makes its draws come out the same again, and so does another "
         "`seed=...` at every decision.\n"
     )

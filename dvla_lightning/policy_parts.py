@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class PolicyParts(nn.Module):
     Attributes:
         is_fitted: whether the policy has statistics, and weights that are worth something.
         remarks: what every table about this policy must say, for example that it was trained on test states.
+        directory: that it was read from; None if it is new or came from a repository.
         base: where the frozen weights below an adapter come from; None if they are trained or new.
         reference: trainable tensors of the backbone at the start of training, which make the policy the reference of a
             KL; None before `DVLAPolicy.keep_reference`. They are no part of the policy: neither saved with it nor in
@@ -88,6 +90,7 @@ class PolicyParts(nn.Module):
         self.sampler = sampler or Sampler()
         self.is_fitted = False
         self.remarks: list[str] = []
+        self.directory: Path | None = None
         self.base: BaseReference | None = None
         self.reference: dict[str, Tensor] | None = None
         self.version = 0

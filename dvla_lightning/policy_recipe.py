@@ -92,6 +92,9 @@ class PolicyRecipe:
         assert self.backbone and self.action_tokenizer and self.action_dim is not None and self.chunk_size is not None
         if self.base is not None:
             raise UserError("policy: base is for the adapter of a policy directory: give pretrained, too")
+        for name in ("action_dim", "chunk_size"):
+            if getattr(self, name) < 1:  # before the network is asked to be so small
+                raise UserError(f"policy: {name} must be at least 1, got {getattr(self, name)}")
         try:
             sampler = self.sampler.over(Sampler()) if self.sampler else Sampler()
         except ValueError as error:

@@ -51,7 +51,7 @@ SAME_PART = {
     **dict.fromkeys(("policy_directory", "policy_config", "policy_tensors"), "policy"),
     **dict.fromkeys(("policy_parts", "policy_base", "policy_recipe", "policy_check", "value_head"), "policy"),
     **dict.fromkeys(("policy_adapters", "lora_options", "lora_config", "decisions"), "policy"),
-    **dict.fromkeys(("lightning_cli", "cli_help", "verbs"), "cli"),
+    **dict.fromkeys(("lightning_cli", "cli_help", "published_data", "verbs"), "cli"),
     **dict.fromkeys(("update_guard", "learning_rates", "precision"), "module"),
 }
 

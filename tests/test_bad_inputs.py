@@ -170,7 +170,6 @@ SFT = [
     *((f"{DATA}batch_size={value}", f"batch_size|{value}") for value in ("True", "1.5", "many")),
     *((f"{TOKENIZER}num_bins={value}", f"num_bins|at least 2|got {value}") for value in (1, -5, 10**12)),
     *((f"{TOKENIZER}num_bins={value}", f"num_bins|{value}") for value in ("True", "2.5", "many")),
-    (f"{TOKENIZER}num_bins=33", "33 tokens|vocab_size is 32"),
     *((f"{QUANTILES}={{num_bins: 32, action_dim: {dim}}}", f"action_dim|at least 1, got {dim}") for dim in (0, -1)),
     (f"{QUANTILES}={{num_bins: {10**12}, action_dim: 2}}", "num_bins|at most"),
     (f"{QUANTILES}={{num_bins: 32}}", "action_tokenizer|action_dim"),

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from dvla_lightning.errors import UserError, check_number
 from dvla_lightning.evaluation.header import Header, make_header
 from dvla_lightning.evaluation.plan import Evaluation, EvaluationSplit
+from dvla_lightning.evaluation.published import make_recipe
 from dvla_lightning.evaluation.run import EvaluationRun
 from dvla_lightning.evaluation.specs import SpecBatch
 from dvla_lightning.evaluation.step_schedule import StepSchedule, sampler_mismatch
@@ -147,6 +148,12 @@ class DVLADataModule(LightningDataModule, ABC):
             self.evaluation.seed,
             str(self._trainer.precision),
         )
+
+    def recipe(self) -> dict[str, Any] | None:
+        """Describes the held-out evaluation for a policy directory; None if there is none that can be described."""
+        if self.collector is None or not self.evaluation.num_episodes:
+            return None
+        return make_recipe(self.collector.environment, self.tasks, self.evaluation, self.evaluation_steps)
 
     def stop_on_sigterm(self) -> None:
         """Lightning looks at the signal between batches only; the episodes of one can take hours."""

@@ -128,6 +128,8 @@ class Environment(ABC):
         proprioception_dim: size of the proprioception vector.
         interpreter: path of the Python in which workers run the simulator; None runs it in ours. For simulators that
             need package versions which do not fit this package.
+        machine_options: constructor arguments that name programs or folders of one machine. They are not recorded with
+            a policy, and never taken from one: it may be a stranger's.
     """
 
     tasks: tuple[str, ...]
@@ -135,6 +137,7 @@ class Environment(ABC):
     action_dim: int
     proprioception_dim: int
     interpreter: str | None = None
+    machine_options: ClassVar[tuple[str, ...]] = ("interpreter",)
 
     if not TYPE_CHECKING:  # or type checkers would accept any name
 

@@ -32,6 +32,7 @@ class Evaluation:
         split: initial states of an evaluation outside `dvla fit`: "heldout", or "selection" to compare settings.
         num_recorded_episodes: how many of them keep pictures for the log.
         save_videos: `dvla validate` also writes the recorded episodes to videos/*.mp4, one picture per decision.
+        publish: `dvla validate` also writes its record, and how to repeat it, into the policy directory.
         shard: "i/n" evaluates the i-th of n parts, i from 0; `dvla merge` joins them. None evaluates everything.
 
     Raises:
@@ -44,6 +45,7 @@ class Evaluation:
     split: EvaluationSplit = "heldout"
     num_recorded_episodes: int = 0
     save_videos: bool = False
+    publish: bool = False
     shard: str | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class Evaluation:
         check_number(OPTION, "seed", self.seed)
         check_number(OPTION, "num_recorded_episodes", self.num_recorded_episodes, low=0)
         Shard.parse(self.shard)
+        if self.publish and (self.split != "heldout" or self.is_partial):
+            raise UserError(f"{OPTION}: publish is for all held-out episodes: leave out split and shard")
         if self.save_videos:
             require_av()
             if not self.num_recorded_episodes:

@@ -31,6 +31,7 @@ def rl_options(policy_dir):
         "data.tasks": "[reach]",
         "data.evaluation.num_episodes": 0,
         "data.evaluation.num_recorded_episodes": 0,
+        "model.lr_scheduler.init_args.num_epochs": 70,  # runs that stop and go on differ in max_epochs
         "model.optimizer.lr": 1e-2,
         "model.objective.value_warmup_iterations": 0,
         "model.policy.pretrained": policy_dir,

@@ -73,6 +73,8 @@ class Libero(Environment):
             It needs hf-libero and gymnasium, but not this package. If not given: this Python.
     """
 
+    machine_options = ("interpreter", "assets_dir", "gl_backend")
+
     def __init__(
         self,
         suite: str = "libero_spatial",

@@ -81,6 +81,8 @@ class RoboTwin(Environment):
 
     tasks = tuple(STEP_LIMITS)
 
+    machine_options = ("interpreter", "root", "assets_root", "cache_dir", "train_seed_file", "eval_seed_file")
+
     def __init__(
         self,
         root: str | None = None,
