@@ -43,16 +43,20 @@ def make_recipe(
     Options that name programs and folders of this machine are left out.
     """
     cls = type(environment)
-    init_args = {}
+    init_args: dict[str, Any] = {}
+    local: dict[str, Any] = {}
     for name, parameter in inspect.signature(cls).parameters.items():
+        if name in cls.machine_options:
+            local |= {name: getattr(environment, name)} if hasattr(environment, name) else {}
+            continue
         value = getattr(environment, name, parameter.default)
         value = list(value) if isinstance(value, tuple) else value
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-        if name not in cls.machine_options and value != default:
+        if value != default:
             init_args[name] = value
     try:
         init_args = json.loads(json.dumps(init_args))
-        if cls(**init_args).identity() != environment.identity():
+        if cls(**init_args, **local).identity() != environment.identity():
             return None
     except (TypeError, ValueError):  # of json, or of the environment
         return None
