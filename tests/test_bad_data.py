@@ -38,7 +38,7 @@ def demos(good, tmp_path):
 
 def fit(refusal, tmp_path, demos, *more):
     """What SFT of a small policy says."""
-    backbone = {"cameras": ["top"], "image_size": 32, "proprioception_dim": 4, "num_positions": 8, "vocab_size": 8}
+    backbone = {"cameras": ["top"], "image_size": 32, "proprioception_dim": 4}
     backbone |= {"dim": 16, "num_layers": 1, "num_heads": 2, "channels": 8}
     policy = {
         "backbone": {"class_path": "MiniBackbone", "init_args": backbone},

@@ -168,6 +168,8 @@ SFT = [
         for value, words in ((0, "at least 1, got 0"), ("null", "null"))
     ),
     *((f"{DATA}batch_size={value}", f"batch_size|{value}") for value in ("True", "1.5", "many")),
+    (f"{BACKBONE}num_positions=8", "num_positions|follows from chunk_size x action_dim, leave it out"),
+    (f"{BACKBONE}vocab_size=32", "vocab_size|follows from the action tokenizer, leave it out"),
     *((f"{TOKENIZER}num_bins={value}", f"num_bins|at least 2|got {value}") for value in (1, -5, 10**12)),
     *((f"{TOKENIZER}num_bins={value}", f"num_bins|{value}") for value in ("True", "2.5", "many")),
     *((f"{QUANTILES}={{num_bins: 32, action_dim: {dim}}}", f"action_dim|at least 1, got {dim}") for dim in (0, -1)),

@@ -34,6 +34,9 @@ MOVED = {
     "eval_shard": "evaluation.shard",
 }
 """Options of data modules that had another name."""
+FOLLOWS = {"num_positions": "chunk_size x action_dim", "vocab_size": "the action tokenizer"}
+"""Options of backbones that were given by hand, and what they follow from."""
+NO_CLASS_PATH = re.compile(r"Subclasses are disabled for (\w+),")
 
 
 class ConfigFile(ActionConfigFile):
@@ -78,6 +81,9 @@ def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
     if not keys and (moved := _moved(useful[0], parser)):
         return moved
+    if plain := NO_CLASS_PATH.match(useful[0]):
+        place = {"PolicyRecipe": "model.policy", "Evaluation": "data.evaluation"}.get(plain[1], plain[1])
+        return f"{place}: its options stand directly under it, without class_path and init_args"
     found = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", _all_expected(useful, given))
     return where + found + _meant(useful[0], keys, parser)
 
@@ -125,6 +131,8 @@ def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str
     if line.startswith('Parser key "config": File does not exist'):
         return ": `dvla config ls` lists the shipped ones, `dvla config cp` brings them here"
     if option := UNKNOWN_OPTION.search(line):
+        if option[2] in FOLLOWS and keys and keys[-1].endswith("backbone"):
+            return f": it follows from {FOLLOWS[option[2]]}, leave it out"
         known = {action.dest: None for action in _actions(parser) if action.dest != "help"}
         wrong = (f"{option[1]}." if option[1] else "") + option[2].lstrip("-").split("=")[0]
         near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.7)
