@@ -56,7 +56,8 @@ def load(
     directory, revision = resolve(pretrained)
     policy, config = _build(policy_class, directory, sampler, num_action_steps, trusted_modules)
     device = torch.get_default_device() if device is None else device
-    policy.remarks, policy.is_fitted, policy.directory = config.remarks, True, None if revision else directory
+    policy.remarks, policy.is_fitted = config.remarks, True
+    policy.directory = directory if revision is None and lora is None else None
     _fill(policy, directory, config, base, device)
     origin = config.base
     if config.has_adapter:
@@ -118,6 +119,8 @@ def _fill(policy: PolicyParts, directory: Path, config: PolicyConfig, base: str 
         raise UserError(
             f"{directory if config.has_adapter else what} {problem} {ADAPTER}/: copy the whole policy directory"
         )
+    if base is not None and config.is_base_copied:
+        raise UserError(f"{directory} holds all of its weights: leave out base (--model.policy.base)")
     below = {name: value for name, value in own.items() if name.startswith("backbone.")}
     target = torch.device(str(device))
     if config.is_base_copied:

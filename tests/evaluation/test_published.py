@@ -122,6 +122,7 @@ UNPUBLISHED = {
     "selection": (["--data.evaluation.split=selection"], "publish is for all held-out episodes"),
     "a shard": (["--data.evaluation.shard=0/2"], "publish is for all held-out episodes"),
     "another sampler": (["--model.policy.sampler.temperature=0.5"], "sampler is not the one the policy was saved with"),
+    "new adapters": (["--model.policy.lora.r=2"], "give model.policy.pretrained alone"),
     "fewer steps": (["--model.policy.num_action_steps=2"], "num_action_steps is not the one"),
 }
 
@@ -131,6 +132,14 @@ def test_only_the_policy_as_it_is_and_the_whole_evaluation_are_published(name, d
     words, sentence = UNPUBLISHED[name]
     assert sentence in refusal(lambda: published(directory, tmp_path / "run", *words))
     assert not (directory / FOLDER).exists()
+    assert not (tmp_path / "run" / "evaluation.jsonl").exists()  # it is told before the episodes run
+
+
+def test_a_damaged_record_spoils_no_evaluation(directory, tmp_path, capsys):
+    published(directory, tmp_path / "author")
+    (directory / FOLDER / "evaluation.jsonl").write_text("{\n")
+    validate(directory, tmp_path / "reader")
+    assert f"no success to compare with: {directory / FOLDER / 'evaluation.jsonl'} is damaged" in capsys.readouterr().out
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -199,5 +208,5 @@ def test_a_strangers_recipe_runs_nothing(name, directory, tmp_path, refusal):
 def test_a_damaged_recipe_is_one_sentence(directory):
     (directory / FOLDER).mkdir()
     (directory / FOLDER / RECIPE).write_text("{")
-    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*give the environment with --data.collector"):
+    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*delete it, and give --data.collector.environment"):
         read_recipe(directory)
