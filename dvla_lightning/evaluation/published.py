@@ -22,9 +22,10 @@ from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
 from dvla_lightning.evaluation.success import SuccessCount, count_by_task
 from dvla_lightning.files import whole_file
 from dvla_lightning.policy_config import build, check_keys, known_class, parse
+from dvla_lightning.policy_directory import EVALUATION
 from dvla_lightning.policy_parts import PolicyParts
 
-FOLDER, RECIPE = "evaluation", "recipe.json"
+FOLDER, RECIPE = EVALUATION, "recipe.json"
 KEYS = {
     "format_version": int,
     "environment": dict[str, Any],

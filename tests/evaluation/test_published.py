@@ -139,7 +139,9 @@ def test_a_damaged_record_spoils_no_evaluation(directory, tmp_path, capsys):
     published(directory, tmp_path / "author")
     (directory / FOLDER / "evaluation.jsonl").write_text("{\n")
     validate(directory, tmp_path / "reader")
-    assert f"no success to compare with: {directory / FOLDER / 'evaluation.jsonl'} is damaged" in capsys.readouterr().out
+    assert (
+        f"no success to compare with: {directory / FOLDER / 'evaluation.jsonl'} is damaged" in capsys.readouterr().out
+    )
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -208,5 +210,7 @@ def test_a_strangers_recipe_runs_nothing(name, directory, tmp_path, refusal):
 def test_a_damaged_recipe_is_one_sentence(directory):
     (directory / FOLDER).mkdir()
     (directory / FOLDER / RECIPE).write_text("{")
-    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*delete it, and give --data.collector.environment"):
+    with pytest.raises(
+        UserError, match=r"recipe.json cannot be read \(.*delete it, and give --data"
+    ):
         read_recipe(directory)
