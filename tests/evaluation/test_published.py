@@ -210,7 +210,5 @@ def test_a_strangers_recipe_runs_nothing(name, directory, tmp_path, refusal):
 def test_a_damaged_recipe_is_one_sentence(directory):
     (directory / FOLDER).mkdir()
     (directory / FOLDER / RECIPE).write_text("{")
-    with pytest.raises(
-        UserError, match=r"recipe.json cannot be read \(.*delete it, and give --data"
-    ):
+    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*delete it, and give --data"):
         read_recipe(directory)
