@@ -36,7 +36,7 @@ def make_header(
 
     Args:
         environment: where the episodes run.
-        policy: what is evaluated.
+        policy: the one that is evaluated.
         split: "heldout", or "selection".
         num_steps: task -> K, of all tasks in their order.
         episodes_per_task: over all shards; an evaluation may grow.
