@@ -1,4 +1,4 @@
-"""What the Lightning module and its data module know of each other; Lightning hands them over untyped."""
+"""The interface between the Lightning module and its data module, which Lightning passes on untyped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dvla_lightning.policy import DVLAPolicy
 
 
 class Learner(Protocol):
-    """What a data module asks of the Lightning module."""
+    """The Lightning module as data modules use it."""
 
     policy: DVLAPolicy
     objective: Objective
@@ -22,7 +22,7 @@ class Learner(Protocol):
     """Whether no further minibatch of this iteration is wanted."""
 
     def begin_iteration(self, iteration: int) -> None:
-        """Tells it that an epoch begins, before its data are collected."""
+        """Begins an epoch, before its data are collected."""
 
     def all_gather(self, data: Tensor) -> Tensor:
         """A tensor of every rank, stacked where there are several; see `LightningModule.all_gather`."""

@@ -19,8 +19,8 @@ def hashed_text_ids(sentence: str, num_buckets: int, length: int = MAX_TEXT_IDS)
 
     The hashing trick (Weinberger et al., arXiv 0902.2206) needs no vocabulary file. The plain words carry over between
     sentences; the placed ones tell "the red block, then the blue block" from its reverse, which word pairs would not.
-    A sentence of more than length / 2 words is not read to its end: first the places of its last words go, then they
-    themselves; a warning says so once per sentence.
+    A sentence of more than length / 2 words is not read to its end: first the places of its last words are left out,
+    then the words themselves; a warning says so once per sentence.
     """
     # One form of letters with accents: a combining accent would part the word.
     letters = unicodedata.normalize("NFC", sentence).lower()

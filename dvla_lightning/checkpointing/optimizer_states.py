@@ -63,7 +63,7 @@ def misfit(saved: Mapping[str, Any], optimizer: Optimizer) -> str | None:
             return f"has a state of parameter {number!r}, which does not exist"
         is_matrix = len(shapes[number]) > 1  # Adafactor keeps something else for these
         if set(values) != keys.setdefault(is_matrix, set(values)):
-            return f"has not the same state for parameter {number} as for the others"
+            return f"does not have the same state for parameter {number} as for the others"
         for key, value in values.items():
             if any(_has_other_shape(key, each, shapes[number]) for each in listed(value)):
                 return f"has {key} of another shape for parameter {number}"
