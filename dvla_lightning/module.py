@@ -23,6 +23,7 @@ from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.policy_recipe import PolicyRecipe
 from dvla_lightning.precision import apply_precision
 from dvla_lightning.update_guard import UpdateGuard
+from dvla_lightning.wiring import RunData, data_of
 
 
 class DVLAModule(LightningModule):
@@ -75,10 +76,8 @@ class DVLAModule(LightningModule):
         self.stop_iteration = False
 
     @property
-    def _data(self) -> Any:
-        """The data module, which Lightning's types of the Trainer leave out."""
-        trainer: Any = self.trainer
-        return trainer.datamodule
+    def _data(self) -> RunData:
+        return data_of(self)
 
     def setup(self, stage: str) -> None:
         apply_precision(self.trainer)
@@ -87,35 +86,39 @@ class DVLAModule(LightningModule):
         """Builds the policy, at the first call alone, and checks that it fits data and objective."""
         if self._recipe is not None:
             self.policy, self._recipe = self._recipe.build(), None
-        data, stage = self._data, self.trainer.state.fn
-        if stage == "fit" and data.evaluation.is_partial:
-            raise UserError(
-                "data.evaluation.shard would evaluate a part only, all through fit: use it in `dvla validate`"
-            )
-        if stage != "fit" and not data.evaluation.num_episodes:
+        data = self._data
+        if self.trainer.state.fn == "fit":
+            self._check_training(data)
+        elif not data.evaluation.num_episodes:
             raise UserError("there is nothing to evaluate: set data.evaluation.num_episodes")
-        if stage == "fit":
-            data.check_policy(self.policy)
-        if not self.policy.is_fitted and stage == "fit":
-            if not hasattr(data, "statistics_data"):
-                raise UserError("RL needs a trained policy to start from: set model.policy.pretrained")
-            self.policy.fit_statistics(*data.statistics_data())
         if data.collector is not None:
             self.policy.check_environment(data.collector.environment)
             data.prepare_steps(self.policy)
             if data.evaluation.num_episodes:
                 data.evaluation_specs()  # complains now, not after the first hour of training
             self.task_success = TaskSuccess(data.tasks).to(self.device)
-        if stage == "fit":
-            if data.batch_type is not self.objective.batch_type:
-                raise UserError(
-                    f"{type(data).__name__} does not fit {type(self.objective).__name__}: demonstrations are for "
-                    "SupervisedObjective, rollouts for TrajectoryPPO"
-                )
-            self.objective.check_policy(self.policy)
-            self._add_remarks(filter(None, [data.training_remark()]))
         # Not in fit alone: what it freezes is not in a checkpoint, which `dvla validate --ckpt_path` reads, too.
         self.objective.prepare(self.policy)
+
+    def _check_training(self, data: RunData) -> None:
+        """Checks that policy, data and objective fit each other; a new policy gets its statistics."""
+        if data.evaluation.is_partial:
+            raise UserError(
+                "data.evaluation.shard would evaluate a part only, all through fit: use it in `dvla validate`"
+            )
+        if data.batch_type is not self.objective.batch_type:
+            raise UserError(
+                f"{type(data).__name__} does not fit {type(self.objective).__name__}: demonstrations are for "
+                "SupervisedObjective, rollouts for TrajectoryPPO"
+            )
+        data.check_policy(self.policy)
+        if not self.policy.is_fitted:
+            statistics = data.statistics_data()
+            if statistics is None:
+                raise UserError("RL needs a trained policy to start from: set model.policy.pretrained")
+            self.policy.fit_statistics(*statistics)
+        self.objective.check_policy(self.policy)
+        self._add_remarks(filter(None, [data.training_remark()]))
 
     def _add_remarks(self, remarks: Iterable[str]) -> None:
         self.policy.remarks = sorted({*self.policy.remarks, *remarks})

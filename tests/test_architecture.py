@@ -26,7 +26,7 @@ MAY_IMPORT = {
                          "envs.base errors",
     "data":              "wiring objectives evaluation rollout policy backbones actions diffusion rl "
                          "envs.base errors files locks paths seeding",
-    "wiring":            "objectives policy",  # what the module and the data module know of each other
+    "wiring":            "objectives evaluation rollout policy",  # module and data module to each other
     "objectives":        "rollout policy backbones actions diffusion rl envs.base errors",
     "evaluation":        "rollout policy actions diffusion rl envs.base errors files locks paths seeding",
     "rollout":           "policy backbones actions diffusion rl envs.base errors seeding",

@@ -282,7 +282,7 @@ def test_an_evaluation_needs_neither_an_objective_nor_training_options(policy_di
     new = ["--trainer.default_root_dir", tmp_path / "new", "--data", "EvaluationDataModule"]
     assert NOTHING_TO_TRAIN_ON in refusal(["fit", *new, *words[:4], "--data.collector.progress", "false"])
     assert not (tmp_path / "new").exists()
-    assert "required: collector" in refusal(["validate", *words[:2]])
+    assert "give --data.collector.environment" in refusal(["validate", *words[:2]])
 
 
 def test_a_sentence_about_what_is_no_text_can_be_printed(refusal, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class Backbone(nn.Module, ABC):
             linear layer.
         sharded_layers: layers that a strategy may shard one by one: all they compute is in their `forward`. Empty: the
             network cannot be sharded.
+        forward_methods: names of the methods that compute with weights, beside those layers: before each of them a
+            strategy that shards must gather the rest of the weights.
     """
 
     attention: Literal["prefix", "full", "segments"]
@@ -85,6 +87,7 @@ class Backbone(nn.Module, ABC):
     processor: Processor
     is_causal: bool = False
     lora_targets: str | None = None
+    forward_methods: ClassVar[tuple[str, ...]] = ("prepare", "encode", "denoise", "score_views")
 
     @property
     def sharded_layers(self) -> Sequence[nn.Module]:

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from dvla_lightning.errors import UserError, check_number
@@ -98,6 +100,10 @@ class DVLADataModule(LightningDataModule, ABC):
 
     def check_policy(self, policy: DVLAPolicy) -> None:
         """Raises `UserError` if the policy cannot be trained on these data."""
+
+    def statistics_data(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Actions and proprioception vectors for the statistics of a new policy; None where there are none."""
+        return None
 
     def training_remark(self) -> str | None:
         """The note under every table about a policy trained on these data; None if there is none."""
