@@ -42,7 +42,7 @@ class RunData(Protocol):
     tasks: tuple[str, ...]
     evaluation: Evaluation
     batch_type: type | None
-    """Of training; an objective takes one type."""
+    """Type of a training batch; an objective takes one type."""
 
     @property
     def split(self) -> EvaluationSplit:

@@ -75,8 +75,6 @@ class ImageEncoder(nn.Module):
         dim: width D of the tokens; also the width of the instruction vector.
     """
 
-    num_tokens = 1 + 16
-
     def __init__(self, image_size: int, channels: int, dim: int) -> None:
         super().__init__()
         num_halvings = max(1, (image_size // 16).bit_length() - 1)

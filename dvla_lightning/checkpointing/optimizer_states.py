@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from torch.optim import LBFGS, Optimizer
 
 FACTORS = {"row_var": -1, "col_var": -2}
-"""Of Adafactor: the dimension of the parameter over which these are a mean."""
+"""Adafactor's state: the dimension of the parameter over which each is a mean."""
 
 
 def is_optimizer_state(state: Any) -> bool:
