@@ -13,9 +13,9 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.policy_parts import PolicyParts
 
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""How far logits may lie apart that must be the same, in standard deviations of the logits."""
+"""Largest difference between logits that must be the same, in standard deviations of the logits."""
 CLOSE_ROUNDED = 0.2
-"""The same of logits in half precision (an 8B network in bfloat16: up to 0.06, measured between batch sizes)."""
+"""The same for logits in half precision (an 8B network in bfloat16: up to 0.06, measured between batch sizes)."""
 NUM_CHANGED = 4
 Denoise = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -25,7 +25,7 @@ def check_policy(policy: PolicyParts) -> str:
     """Checks a policy that has statistics and weights.
 
     Returns:
-        One line that says so.
+        One line that says that it passed.
 
     Raises:
         UserError: naming what is wrong with its statistics, tokens or network.
@@ -123,7 +123,7 @@ def _check_same(policy: PolicyParts, one: Tensor, other: Tensor, problem: str) -
 
 
 def _check_influence(policy: PolicyParts, logits_BSLV: Tensor, changed: Tensor) -> None:
-    """Which logits move when one committed token changes."""
+    """Checks which logits move when one committed token changes."""
     if torch.equal(logits_BSLV[0, -1], logits_BSLV[1, -1]):
         raise _fail("other pictures and another instruction change nothing: the network does not see its prompt")
     moved_BCL = (logits_BSLV[:, 1:-1] - logits_BSLV[:, :1]).nan_to_num(0.0).abs().amax(-1)

@@ -20,8 +20,8 @@ def with_published_data(args: list[str]) -> list[str]:
     """Puts the data section of the policy's recipe before the other arguments, so that each of them overrules it.
 
     Args:
-        args: the verb, and what is given to it. Nothing changes for `fit`, where they name a data section themselves,
-            or where the policy has no recipe.
+        args: the verb and its arguments; unchanged for `fit`, if they name a data section themselves, or if the policy
+            has no recipe.
 
     Raises:
         UserError: if the recipe is damaged, or the policy cannot be found.
@@ -53,7 +53,7 @@ def with_published_data(args: list[str]) -> list[str]:
 
 
 def _values(args: list[str], *names: str) -> list[str]:
-    """What is given to an option, in either spelling."""
+    """The values of an option, in either spelling."""
     pairs = zip(args, [*args[1:], ""], strict=True)
     spelt = [following if word in names else word.partition("=")[2] for word, following in pairs if _is(word, names)]
     return [value for value in spelt if value]
@@ -64,7 +64,7 @@ def _is(word: str, names: tuple[str, ...]) -> bool:
 
 
 def _read(path: str) -> Any:
-    """The content of a configuration file; the parser complains about one that is none."""
+    """The content of a configuration file; None if it is none, which the parser reports."""
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
