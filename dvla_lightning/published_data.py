@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +11,7 @@ from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.published import FOLDER, read_recipe
 from dvla_lightning.policy_directory import resolve
+from dvla_lightning.tools.parser import read_mapping
 
 PRETRAINED, TRUSTED = "--model.policy.pretrained", "--model.policy.trusted_modules"
 
@@ -28,7 +28,7 @@ def with_published_data(args: list[str]) -> list[str]:
     """
     if args[0] == "fit" or any(word == "--data" or word.startswith("--data=") for word in args):
         return args
-    configs = [content for word in _values(args, "--config", "-c") if (content := _read(word))]
+    configs = [content for word in _values(args, "--config", "-c") if (content := read_mapping(word))]
     if any("data" in content for content in configs):
         return args
     given = [policy for content in configs if isinstance(policy := _at(content, "model", "policy"), dict)]
@@ -61,15 +61,6 @@ def _values(args: list[str], *names: str) -> list[str]:
 
 def _is(word: str, names: tuple[str, ...]) -> bool:
     return word in names or word.partition("=")[0] in names
-
-
-def _read(path: str) -> Any:
-    """The content of a configuration file; None if it is none, which the parser reports."""
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _at(content: Any, *keys: str) -> Any:

@@ -104,10 +104,18 @@ def _all_expected(useful: Sequence[str], given: str | None) -> str:
     return f"Expected {' or '.join(dict.fromkeys(names))}, got {given}"
 
 
+def read_mapping(file: str) -> dict[str, Any] | None:
+    """The content of a configuration file; None if it is none, which the parser reports."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def moved_options(file: str, part: str) -> str:
     """A sentence about all options of a part in a YAML file that have another name now; empty if there are none."""
-    content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
-    options = content.get(part) if isinstance(content, dict) else None
+    options = (read_mapping(file) or {}).get(part)
     options = options.get("init_args", options) if isinstance(options, dict) else None
     return ", ".join(f"{name} is now {part}.{MOVED[name]}" for name in options or () if name in MOVED)
 
