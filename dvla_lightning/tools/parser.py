@@ -106,7 +106,10 @@ def _all_expected(useful: Sequence[str], given: str | None) -> str:
 
 def moved_options(file: str, part: str) -> str:
     """A sentence about all options of a part in a YAML file that have another name now; empty if there are none."""
-    content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+        return ""
     options = content.get(part) if isinstance(content, dict) else None
     options = options.get("init_args", options) if isinstance(options, dict) else None
     return ", ".join(f"{name} is now {part}.{MOVED[name]}" for name in options or () if name in MOVED)
