@@ -17,7 +17,7 @@ from dvla_lightning.envs.base import SPLIT_NAMES
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.heat_map import commit_order_figure, save_figure
 from dvla_lightning.evaluation.pictures import picture_strip, save_strip
-from dvla_lightning.evaluation.published import compare_with_published, publish, write_recipe
+from dvla_lightning.evaluation.published import check_publishable, compare_with_published, publish, write_recipe
 from dvla_lightning.evaluation.ranks import gather_objects
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, one_per_episode
 from dvla_lightning.evaluation.success import SuccessCount, steps_text, success_table, wilson_interval
@@ -84,6 +84,19 @@ class EvaluationReport(Callback):
     The record of a stand-alone validation or test is its manifest in the run directory.
     """
 
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        """Complains before the episodes, not after them, about what is not to be published."""
+        if trainer.state.fn == "fit" or not trainer.datamodule.evaluation.publish:
+            return
+        if module.policy.directory is None or trainer.ckpt_path is not None:
+            raise UserError(
+                "data.evaluation: publish writes into a policy directory: give model.policy.pretrained alone"
+            )
+        check_publishable(module.policy, trainer.datamodule.recipe())
+
+    def on_test_start(self, trainer: Any, module: Any) -> None:
+        self.on_validation_start(trainer, module)
+
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         if trainer.sanity_checking:
             return
@@ -115,16 +128,13 @@ class EvaluationReport(Callback):
 
     def _publish_or_compare(self, trainer: Any, module: Any, records: Mapping[EpisodeKey, EpisodeRecord]) -> None:
         """Writes the records into the policy directory if asked to, else prints the success published there."""
-        data, policy, header = trainer.datamodule, module.policy, module.evaluation.header
-        if not data.evaluation.publish:
-            if policy.directory is not None and (line := compare_with_published(policy.directory, header)):
-                print(line, flush=True)
+        data, directory, header = trainer.datamodule, module.policy.directory, module.evaluation.header
+        if directory is None:
             return
-        if policy.directory is None or trainer.ckpt_path is not None:
-            raise UserError(
-                "data.evaluation: publish writes into a policy directory: give model.policy.pretrained alone"
-            )
-        print(f"published in {publish(policy.directory, data.recipe(), header, records).parent}", flush=True)
+        if data.evaluation.publish:
+            print(f"published in {publish(directory, data.recipe(), header, records).parent}", flush=True)
+        elif line := compare_with_published(directory, header):
+            print(line, flush=True)
 
     def on_test_end(self, trainer: Any, module: Any) -> None:
         self.on_validation_end(trainer, module)

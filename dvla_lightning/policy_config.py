@@ -97,7 +97,7 @@ def read(directory: Path, trusted_modules: Sequence[str] = ()) -> PolicyConfig:
         UserError: if the file is missing, not valid, or of another format version, or names a class that is not known.
     """
     path = directory / CONFIG
-    config = _parse(path)
+    config = parse(directory)
     version = config.pop("format_version", None)
     if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
         raise UserError(f"{path} has format_version {version}, this release reads 1 and {FORMAT_VERSION}")
@@ -156,7 +156,14 @@ def _describe(part: Any) -> dict[str, Any]:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": part.init_args}
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse(directory: Path) -> dict[str, Any]:
+    """Reads config.json without a look at what it says.
+
+    Raises:
+        UserError: if it is missing or no object in JSON.
+    """
+    path = directory / CONFIG
+
     def refuse(text: str) -> None:
         raise ValueError(f"{text} is no number")
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # importing peft takes seconds
     from peft import LoraConfig
 
 Policy = TypeVar("Policy", bound=PolicyParts)
-WEIGHTS, ADAPTER = "model.safetensors", "adapter"
+WEIGHTS, ADAPTER, EVALUATION = "model.safetensors", "adapter", "evaluation"
 
 
 def load(
@@ -56,17 +56,16 @@ def load(
     directory, revision = resolve(pretrained)
     policy, config = _build(policy_class, directory, sampler, num_action_steps, trusted_modules)
     device = torch.get_default_device() if device is None else device
-    policy.remarks, policy.is_fitted, policy.directory = config.remarks, True, None if revision else directory
-    _fill(policy, directory, config, base, device)
-    origin = config.base
+    policy.remarks, policy.is_fitted = config.remarks, True
+    policy.directory = directory if revision is None and lora is None else None
+    origin = _fill(policy, directory, config, base, device)
     if config.has_adapter:
         adapted = load_adapter(policy.backbone, directory / ADAPTER)
         policy.backbone = adapted if lora is None else merge_adapter(adapted, directory / ADAPTER)
     if lora is not None:
         origin = None  # an adapter of the directory is a part of the weights now
         if not config.has_adapter:
-            place = str(directory.resolve()) if revision is None else pretrained
-            origin = BaseReference(place, revision, fingerprint(policy.backbone.state_dict()))
+            origin = _reference(pretrained, directory, revision, fingerprint(policy.backbone.state_dict()))
         policy.backbone = add_adapter(policy.backbone, lora)
     policy.base = origin if has_frozen_base(policy.backbone) else None
     return policy.eval()
@@ -105,19 +104,26 @@ def _has_loose_tensors(policy: nn.Module) -> bool:
     return any(isinstance(value, Tensor) for module in policy.modules() for value in vars(module).values())
 
 
-def _fill(policy: PolicyParts, directory: Path, config: PolicyConfig, base: str | None, device: object) -> None:
+def _fill(
+    policy: PolicyParts, directory: Path, config: PolicyConfig, base: str | None, device: object
+) -> BaseReference | None:
     """Reads the weights of a policy without adapters.
+
+    Returns:
+        The base below its adapter, as it was found.
 
     Raises:
         UserError: if a file is missing, corrupt or not finite, names and shapes differ from the policy's, the base is
             another one, or a tensor would stay empty.
     """
-    own, buffers, what = policy.state_dict(), _buffers(policy), str(directory / CONFIG)
+    own, buffers, what, origin = policy.state_dict(), _buffers(policy), str(directory / CONFIG), config.base
     if config.has_adapter != (directory / ADAPTER).is_dir():
         problem = "has no directory" if config.has_adapter else "does not mention the directory"
         raise UserError(
             f"{directory if config.has_adapter else what} {problem} {ADAPTER}/: copy the whole policy directory"
         )
+    if base is not None and config.is_base_copied:
+        raise UserError(f"{directory} holds all of its weights: leave out base (--model.policy.base)")
     below = {name: value for name, value in own.items() if name.startswith("backbone.")}
     target = torch.device(str(device))
     if config.is_base_copied:
@@ -126,7 +132,8 @@ def _fill(policy: PolicyParts, directory: Path, config: PolicyConfig, base: str 
         assert config.base is not None
         rest = {name: value for name, value in own.items() if name not in below}
         state = read_tensors(directory / WEIGHTS, rest, what, device=target)
-        state |= _read_base(below, directory, config.base, base, buffers, target)
+        weights, origin = _read_base(below, directory, config.base, base, buffers, target)
+        state |= weights
     policy.load_state_dict(state, assign=True)
     if any(buffer.is_meta for buffer in policy.network.buffers()):
         policy.network.materialize(target)
@@ -136,6 +143,7 @@ def _fill(policy: PolicyParts, directory: Path, config: PolicyConfig, base: str 
                 f"{directory}: nothing gives {name!r} its values: save it with the policy, or fill it in the "
                 f"backbone's materialize()"
             )
+    return origin
 
 
 def _read_base(
@@ -145,19 +153,24 @@ def _read_base(
     override: str | None,
     buffers: set[str],
     device: torch.device,
-) -> dict[str, Tensor]:
-    """The backbone's tensors below an adapter, from the directory that has them."""
+) -> tuple[dict[str, Tensor], BaseReference]:
+    """The backbone's tensors below an adapter, and the directory that has them."""
     what = f"the adapter in {directory}"
     give = "give the policy it was trained on as base (--model.policy.base)"
     place, revision = (reference.pretrained, reference.revision) if override is None else (override, None)
     try:
-        path, _ = resolve(place, revision)
+        path, commit = resolve(place, revision)
         state = read_tensors(path / WEIGHTS, own, what, buffers, device, only="backbone.")
     except UserError as error:
         raise UserError(f"{what} needs its base: {error}; {give}") from error
     if fingerprint({name.removeprefix("backbone."): x for name, x in state.items()}) != reference.fingerprint:
         raise UserError(f"{what} was trained on other weights than those of {place}: {give}")
-    return state
+    return state, _reference(place, path, commit, reference.fingerprint)
+
+
+def _reference(place: str, found: Path, revision: str | None, fingerprint: str) -> BaseReference:
+    """A base by its absolute path, or by the repository and revision that were found."""
+    return BaseReference(str(found.resolve()) if revision is None else place, revision, fingerprint)
 
 
 def resolve(pretrained: str, revision: str | None = None) -> tuple[Path, str | None]:
@@ -188,7 +201,7 @@ def resolve(pretrained: str, revision: str | None = None) -> tuple[Path, str | N
     try:
         from huggingface_hub import snapshot_download
 
-        wanted = [CONFIG, WEIGHTS, f"{ADAPTER}/*.json", f"{ADAPTER}/*.safetensors", "evaluation/*.json*"]
+        wanted = [CONFIG, WEIGHTS, f"{ADAPTER}/*.json", f"{ADAPTER}/*.safetensors", f"{EVALUATION}/*.json*"]
         snapshot = Path(snapshot_download(pretrained, allow_patterns=wanted, revision=revision))
         return snapshot, snapshot.name  # the hub's cache names a snapshot by its commit
     except Exception as error:
@@ -204,6 +217,8 @@ def save(policy: PolicyParts, path: Path, card: str, copy_base: bool | None = No
     See `DVLAPolicy.save_pretrained`.
     """
     path = path.resolve()
+    if path.name in (ADAPTER, EVALUATION) and (path.parent / CONFIG).exists():
+        raise UserError(f"{path.name}/ is a part of the policy directory {path.parent}: choose another place")
     base, is_copied = _base_to_name(policy, path, copy_base)
     state = _base_state(policy)
     if not is_copied:
@@ -248,7 +263,8 @@ def _base_to_name(policy: PolicyParts, path: Path, copy_base: bool | None) -> tu
     base = policy.base
     if base is None:
         return None, True
-    if base.revision is None and Path(base.pretrained).resolve() == path:
+    place = Path(base.pretrained).resolve()
+    if base.revision is None and path in (place, *place.parents):
         return None, True  # the only copy is about to be replaced
     if copy_base is None:
         copy_base = sum(x.numel() * x.element_size() for x in base_state(policy.backbone).values()) <= SMALL_BASE

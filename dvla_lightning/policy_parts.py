@@ -37,7 +37,7 @@ class PolicyParts(nn.Module):
     Attributes:
         is_fitted: whether the policy has statistics and trained weights.
         remarks: notes under every table about this policy, for example that it was trained on test states.
-        directory: that it was read from; None if it is new or came from a repository.
+        directory: that it was read from, as it is there; None if it is new, has new adapters or came from a repository.
         base: where the frozen weights below an adapter come from; None if they are trained or new.
         reference: trainable tensors of the backbone at the start of training, which make the policy the reference of a
             KL; None before `DVLAPolicy.keep_reference`. They are no part of the policy: neither saved with it nor in

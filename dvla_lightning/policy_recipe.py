@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,7 +55,7 @@ class PolicyRecipe:
     sampler: SamplerOverrides | None = None
     value_hidden_dims: list[int] | None = None
     lora: LoraOptions | None = None
-    trusted_modules: Sequence[str] = ()
+    trusted_modules: list[str] = dataclasses.field(default_factory=list)
 
     def build(self, device: torch.device | str | None = None) -> DVLAPolicy:
         """Builds the policy.

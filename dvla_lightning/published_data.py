@@ -2,68 +2,101 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 from typing import Any
 
 import yaml
 
+from dvla_lightning import policy_config
 from dvla_lightning.data.evaluation import EvaluationDataModule
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.published import FOLDER, read_recipe
+from dvla_lightning.launch.cluster import is_first_process
 from dvla_lightning.policy_directory import resolve
 from dvla_lightning.tools.parser import read_mapping
 
-PRETRAINED, TRUSTED = "--model.policy.pretrained", "--model.policy.trusted_modules"
+OPTIONS = ("", "data", "model", "model.policy", "model.policy.pretrained", "model.policy.trusted_modules")
+"""What may say which policy is evaluated, and on what; "" is --config."""
 
 
 def with_published_data(args: list[str]) -> list[str]:
     """Puts the data section of the policy's recipe before the other arguments, so that each of them overrules it.
 
     Args:
-        args: the verb and its arguments; unchanged for `fit`, if they name a data section themselves, or if the policy
-            has no recipe.
+        args: the verb, and what is given to it. Nothing changes for `fit`, or where they ask for help, name a data
+            section themselves, or no policy.
 
     Raises:
-        UserError: if the recipe is damaged, or the policy cannot be found.
+        UserError: if the recipe is damaged, or missing where nothing else says what is run, or the policy cannot be
+            found.
     """
-    if args[0] == "fit" or any(word == "--data" or word.startswith("--data=") for word in args):
+    if args[0] == "fit" or any(map(_asks_for_help, args)):
         return args
-    configs = [content for word in _values(args, "--config", "-c") if (content := read_mapping(word))]
-    if any("data" in content for content in configs):
+    layers = _layers(args[1:])
+    if any("data" in layer for layer in layers):
         return args
-    given = [policy for content in configs if isinstance(policy := _at(content, "model", "policy"), dict)]
-    options: dict[str, Any] = {name: value for policy in given for name, value in policy.items()}
-    for name, option in (("pretrained", PRETRAINED), ("trusted_modules", TRUSTED)):
-        if values := _values(args, option):
-            options[name] = yaml.safe_load(values[-1])
-    if not isinstance(pretrained := options.get("pretrained"), str):
+    policy: dict[str, Any] = {}
+    for layer in layers:
+        policy |= _mapping(_mapping(layer.get("model")).get("policy"))
+    has_environment = any(word.startswith("--data.collector") for word in args)
+    if not isinstance(pretrained := policy.get("pretrained"), str):
+        if not layers and not has_environment:
+            raise UserError("nothing says what is evaluated: give --model.policy.pretrained, or a --config")
         return args
     directory, _ = resolve(pretrained)
-    recipe = read_recipe(directory, options.get("trusted_modules") or ())
+    policy_config.parse(directory)
+    recipe = read_recipe(directory, policy.get("trusted_modules") or ())
     if recipe is None:
-        if not any(word.startswith("--data.collector") for word in args):
+        if not has_environment:
             raise UserError(
                 f"{directory} does not say where it is evaluated: give --data.collector.environment or a "
                 "configuration with it"
             )
         return args
-    print(f"environment, tasks, K and number of episodes are those of {directory / FOLDER}", flush=True)
+    if is_first_process():
+        print(f"environment, tasks, K and number of episodes are those of {directory / FOLDER}", flush=True)
     data = {"class_path": f"{EvaluationDataModule.__module__}.EvaluationDataModule", "init_args": recipe}
     return [args[0], "--data", json.dumps(data), *args[1:]]
 
 
-def _values(args: list[str], *names: str) -> list[str]:
-    """The values of an option, in either spelling."""
-    pairs = zip(args, [*args[1:], ""], strict=True)
-    spelt = [following if word in names else word.partition("=")[2] for word, following in pairs if _is(word, names)]
-    return [value for value in spelt if value]
+def _asks_for_help(word: str) -> bool:
+    option = word.partition("=")[0]
+    return option in ("-h", "--help", "--print_config") or (option.startswith("--") and option.endswith(".help"))
 
 
-def _is(word: str, names: tuple[str, ...]) -> bool:
-    return word in names or word.partition("=")[0] in names
+def _layers(args: list[str]) -> list[dict[str, Any]]:
+    """Each of `OPTIONS` that is given as a part of a configuration, in order."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in OPTIONS:
+        names = [f"--{option}"] if option else ["-c", "--config"]
+        read = functools.partial(_layer, option)
+        parser.add_argument(*names, dest="layers", action="append", default=[], type=read)
+    try:
+        layers: list[dict[str, Any]] = parser.parse_known_args(args)[0].layers
+    except argparse.ArgumentError:  # an option without its value: the command's own parser has a sentence
+        return [{"data": None}]
+    return layers
 
 
-def _at(content: Any, *keys: str) -> Any:
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content
+def _layer(option: str, word: str) -> dict[str, Any]:
+    if not option:
+        return read_mapping(word)
+    value: Any = word
+    if option != "model.policy.pretrained" or word == "null":
+        try:
+            value = yaml.safe_load(word)
+        except yaml.YAMLError:
+            value = None
+    for key in reversed(option.split(".")):
+        value = {key: value}
+    layer: dict[str, Any] = value
+    return layer
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    """A section of a configuration, which may be the name of a file that holds it."""
+    if isinstance(content, str):
+        return read_mapping(content)
+    return content if isinstance(content, dict) else {}

@@ -242,7 +242,9 @@ FIT_ONLY = {
     "moments of another shape": (
         lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(2, 9)), "exp_avg of another shape",
     ),
-    "moments of one parameter missing": (lambda c: c["optimizer_states"][0]["state"][1].pop("exp_avg"), "same state"),
+    "moments of one parameter missing": (
+        lambda c: c["optimizer_states"][0]["state"][1].pop("exp_avg"), "not have the same",
+    ),
     "moments of a parameter too many": (
         lambda c: c["optimizer_states"][0]["state"].update({999: {}}), "parameter 999, which does not exist",
     ),

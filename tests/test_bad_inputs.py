@@ -176,6 +176,19 @@ SFT = [
     (f"{QUANTILES}={{num_bins: {10**12}, action_dim: 2}}", "num_bins|at most"),
     (f"{QUANTILES}={{num_bins: 32}}", "action_tokenizer|action_dim"),
     ("model.policy.action_tokenizer=Unifrom", "did you mean UniformBins?"),
+    ("model.policy.backbone=minibackbone", "backbone|did you mean MiniBackbone?"),
+    *(
+        (f"model.policy.normalization={{actions: [{{{group}}}]}}", f"normalization|{words}")
+        for group, words in (
+            ("dims: [0], mode: foo", "actions: mode|foo"),
+            ("dims: 0, mode: identity", "actions: dims: Expected a <class 'list'>. Got value: 0"),
+            ("dim: [0], mode: identity", "actions|did you mean dims?"),
+            ("dims: [0], mode: mean_std, factor: -1", "factor must be a number above 0, got -1.0"),
+            ("dims: [0], mode: identity", "each of the dimensions 0 to 1 once"),
+        )
+    ),
+    ("model.policy.normalization={action: quantile}", "normalization|did you mean actions?"),
+    ("model.policy.trusted_modules=mine", "trusted_modules: Expected a <class 'list'>"),
     ("model.policy.chunk_size=0", "chunk_size|at least 1"),
     ("model.policy.value_hidden_dims=[0]", "value_hidden_dims|at least 1"),
     (f"{BACKBONE}text_length=-1", "text_length|at least 1, got -1"),

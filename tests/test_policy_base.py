@@ -68,6 +68,8 @@ def test_a_base_that_moved_or_changed_is_one_sentence(base, tmp_path):
         DVLAPolicy.from_pretrained(tmp_path / "adapter")
     found = DVLAPolicy.from_pretrained(tmp_path / "adapter", base=str(tmp_path / "moved"))
     assert_same_behaviour(policy, found)
+    found.save_pretrained(tmp_path / "again", copy_base=False)  # names the place where it was found
+    assert_same_behaviour(policy, DVLAPolicy.from_pretrained(tmp_path / "again"))
     make_policy(seed=5).save_pretrained(base)
     with pytest.raises(UserError, match=r"was trained on other weights than those of .*base: give the policy"):
         DVLAPolicy.from_pretrained(tmp_path / "adapter")
@@ -105,6 +107,28 @@ def test_saving_over_the_base_loses_nothing(base):
     policy = adapted(base)
     policy.save_pretrained(base, copy_base=False)
     assert_same_behaviour(policy, DVLAPolicy.from_pretrained(base))
+
+
+def test_saving_around_the_base_loses_nothing(base, tmp_path):
+    make_policy().save_pretrained(tmp_path / "outer")
+    shutil.move(base, tmp_path / "outer" / "base")
+    policy = adapted(tmp_path / "outer" / "base")
+    policy.save_pretrained(tmp_path / "outer", copy_base=False)  # replaces the directory, and what is in it
+    assert_same_behaviour(policy, DVLAPolicy.from_pretrained(tmp_path / "outer"))
+
+
+@pytest.mark.parametrize("name", ["adapter", "evaluation"])
+def test_a_part_of_a_policy_directory_is_no_place_for_a_policy(name, base):
+    with pytest.raises(UserError, match=f"{name}/ is a part of the policy directory .*base: choose another place"):
+        make_policy().save_pretrained(base / name)
+    assert not (base / name).exists()
+
+
+def test_a_base_that_would_not_be_read_is_refused(base, tmp_path):
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    for directory in (base, tmp_path / "adapter"):
+        with pytest.raises(UserError, match="holds all of its weights: leave out base"):
+            DVLAPolicy.from_pretrained(directory, base=str(base))
 
 
 def test_training_goes_on_on_the_same_base(base, tmp_path):

@@ -6,7 +6,6 @@ evaluation/evaluation.jsonl   the manifest of the author's evaluation, where it 
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,11 @@ from dvla_lightning.evaluation.plan import Evaluation
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, one_per_episode
 from dvla_lightning.evaluation.success import SuccessCount, count_by_task
 from dvla_lightning.files import whole_file
-from dvla_lightning.policy_config import CONFIG, build, check_keys, known_class
+from dvla_lightning.policy_config import build, check_keys, known_class, parse
+from dvla_lightning.policy_directory import EVALUATION
+from dvla_lightning.policy_parts import PolicyParts
 
-FOLDER, RECIPE = "evaluation", "recipe.json"
+FOLDER, RECIPE = EVALUATION, "recipe.json"
 KEYS = {
     "format_version": int,
     "environment": dict[str, Any],
@@ -96,7 +97,7 @@ def read_recipe(directory: Path, trusted_modules: Sequence[str] = ()) -> dict[st
         if not isinstance(recipe, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the environment with --data.collector") from error
+        raise UserError(f"{path} cannot be read ({error}): delete it, and give --data.collector.environment") from error
     check_keys(recipe, KEYS, str(path))
     if recipe["format_version"] != 1:
         raise UserError(f"{path} has format_version {recipe['format_version']}, this release reads 1")
@@ -109,26 +110,32 @@ def read_recipe(directory: Path, trusted_modules: Sequence[str] = ()) -> dict[st
     return {"collector": {"environment": described}, "tasks": recipe["tasks"], "evaluation": evaluation}
 
 
-def publish(
-    directory: Path, recipe: Mapping[str, Any] | None, header: Header, records: Mapping[EpisodeKey, EpisodeRecord]
-) -> Path:
-    """Writes the record of a whole held-out evaluation, and how to repeat it, into the policy directory it is about.
-
-    Raises:
-        UserError: if it is not whole, or not of the policy as the directory holds it.
-    """
-    where = f"the evaluation was not published in {directory}"
+def check_publishable(policy: PolicyParts, recipe: Mapping[str, Any] | None) -> None:
+    """Raises `UserError` unless `publish` may write into the policy's directory once all episodes have run."""
+    assert policy.directory is not None
+    where = f"the evaluation cannot be published in {policy.directory}"
     if recipe is None:
         raise UserError(f"{where}: the environment cannot be described in plain types")
-    if header["split"] != "heldout":
-        raise UserError(f"{where}: it is of the {header['split']} split, which no table reports")
-    if len(records) < len(grid(header)) or any(record.error is not None for record in records.values()):
-        raise UserError(f"{where}: episodes are missing or ended in an error: run it to its end")
-    saved = json.loads((directory / CONFIG).read_text())
-    saved["sampler"] = dataclasses.asdict(Sampler(**saved["sampler"]))
-    for name in ("sampler", "num_action_steps"):
-        if saved[name] != header[name]:
+    config = parse(policy.directory)
+    saved = {"sampler": Sampler(**config["sampler"]), "num_action_steps": config["num_action_steps"]}
+    for name, value in saved.items():
+        if getattr(policy, name) != value:
             raise UserError(f"{where}: {name} is not the one the policy was saved with: save the policy with it first")
+
+
+def publish(
+    directory: Path, recipe: Mapping[str, Any], header: Header, records: Mapping[EpisodeKey, EpisodeRecord]
+) -> Path:
+    """Writes the record of a whole evaluation, and how to repeat it, into the policy directory it is about.
+
+    Raises:
+        UserError: if it is not whole.
+    """
+    if len(records) < len(grid(header)) or any(record.error is not None for record in records.values()):
+        raise UserError(
+            f"the evaluation was not published in {directory}: episodes are missing or ended in an error: run it to "
+            "its end"
+        )
     write_recipe(directory, recipe)
     return write_manifest(directory / FOLDER, header, list(records.values()))
 
@@ -137,7 +144,10 @@ def compare_with_published(directory: Path, header: Header) -> str | None:
     """One line with the published success; None if the policy directory carries no record."""
     if not (directory / FOLDER).is_dir():
         return None
-    published, records = read_directory(directory / FOLDER)
+    try:
+        published, records = read_directory(directory / FOLDER)
+    except UserError as error:  # the evaluation that has just ended is none the worse for it
+        return f"no success to compare with: {str(error).partition(':')[0]}"
     if published is None:
         return None
     is_same = {**grown(published, 0), "versions": None} == {**grown(header, 0), "versions": None}

@@ -22,6 +22,8 @@ UNKNOWN_OPTION = re.compile(
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+(\(.*\))?)$")
 
 NO_CLASS = re.compile(r"Not a valid subclass of \w+$")
+COMPOUND = ("{", "[{", "Namespace(", "[Namespace(", "NestedArg")
+ONE_WORD = re.compile(r"Expected a typing\.Literal\[[^]]*\]$")
 DASH = re.compile(r"argument --[-\w.]+: expected one argument$")
 NO_HELP = ("Expected a <class 'NoneType'>", "Expected a path")
 MOVED = {
@@ -73,12 +75,15 @@ class OneSentenceParser(ArgumentParser):
 
 def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
     """The line that says what is wrong, with the key it is about; with a parser also what may have been meant."""
-    lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
+    text = str(message).replace("collections.abc.Sequence", "list")
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
     noise = ("Parser key", "Problem with", "Does not validate", "Subtypes", "Errors", "Given value", *NO_HELP)
     useful = [line for line in lines if not line.startswith(noise)] or lines[-1:]
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key") and '"' in line]
-    where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
+    if given is not None and given.startswith(COMPOUND):  # it is no word, but something inside it is wrong
+        useful = [line for line in useful if not ONE_WORD.match(line)] or useful
+    where = f"{keys[-1]}: " if keys and keys[-1] not in useful[0] else ""
     if not keys and (moved := _moved(useful[0], parser)):
         return moved
     if plain := NO_CLASS_PATH.match(useful[0]):
@@ -93,29 +98,28 @@ def _all_expected(useful: Sequence[str], given: str | None) -> str:
     expected = [
         line.removeprefix("Expected a ").split(". Got value")[0] for line in useful if line.startswith("Expected a ")
     ]
-    if (
-        given is None
-        or given.startswith(("{", "NestedArg"))
-        or not expected
-        or re.search("(?i)got value|import path", useful[0])
-    ):
+    if given is None or given.startswith(COMPOUND) or not expected or re.search("(?i)got value|import path", useful[0]):
         return useful[0]
     names = [re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", line) for line in expected]
     return f"Expected {' or '.join(dict.fromkeys(names))}, got {given}"
 
 
-def read_mapping(file: str) -> dict[str, Any] | None:
-    """The content of a configuration file; None if it is none, which the parser reports."""
+def read_mapping(file: str) -> dict[str, Any]:
+    """The content of a YAML file; empty if there is no such file or it holds no mapping, which the parser reports.
+
+    Args:
+        file: its path; any other text does no harm.
+    """
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def moved_options(file: str, part: str) -> str:
     """A sentence about all options of a part in a YAML file that have another name now; empty if there are none."""
-    options = (read_mapping(file) or {}).get(part)
+    options = read_mapping(file).get(part)
     options = options.get("init_args", options) if isinstance(options, dict) else None
     return ", ".join(f"{name} is now {part}.{MOVED[name]}" for name in options or () if name in MOVED)
 
@@ -186,7 +190,9 @@ def known_classes(hint: Any) -> Iterator[type]:
     """Classes that a type hint allows, are imported and not abstract."""
     below: type
     for kind in typing.get_args(hint) or [hint]:
-        if isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        if typing.get_origin(kind) is not None:
+            yield from known_classes(kind)
+        elif isinstance(kind, type) and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
             if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
                 yield kind
             subclasses: list[type] = kind.__subclasses__()

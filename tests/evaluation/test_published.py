@@ -66,6 +66,43 @@ def test_what_is_given_overrules_the_recipe(directory, tmp_path, capsys):
     assert {task for task, *_ in episodes(tmp_path / "own")} == {"push"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.policy={{pretrained: {}}}"],
+        ["--model.policy", "section.yaml"],
+        ["--model", "model.yaml"],
+        ["--config=whole.yaml"],
+        ["-cwhole.yaml"],
+        ["-c", "other.yaml", "-c", "whole.yaml"],
+        ["-c", "other.yaml", "--model.policy.pretrained", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_a_policy_is_named_wherever_it_may_be(words, directory, tmp_path, monkeypatch):
+    recipe = make_recipe(Tabletop(), TASKS, Evaluation(num_episodes=2), dict.fromkeys(TASKS, 1))
+    write_recipe(directory, recipe)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "section.yaml").write_text(f"pretrained: {directory}\n")
+    (tmp_path / "model.yaml").write_text(f"policy: {{pretrained: {directory}}}\n")
+    (tmp_path / "whole.yaml").write_text(f"model: {{policy: {{pretrained: {directory}}}}}\n")
+    (tmp_path / "other.yaml").write_text("model: {policy: {pretrained: elsewhere}}\n")
+    cli.main(["validate", *(word.format(directory) for word in words), "--trainer.default_root_dir=out", *QUIET])
+    assert {task for task, *_ in episodes(tmp_path / "out")} == set(TASKS)
+
+
+def test_help_asks_no_policy(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["validate", "--model.policy.pretrained", "nowhere", "--help"])
+    assert end.value.code in (None, 0) and "usage" in capsys.readouterr().out
+
+
+def test_what_is_no_policy_is_told_before_its_evaluation_is_missed(tmp_path, directory, refusal):
+    assert "give --model.policy.pretrained, or a --config" in refusal(["validate"])
+    words = ["validate", "--model.policy.pretrained", tmp_path]
+    assert f"has no config.json; did you mean {directory}?" in refusal(words)
+
+
 def test_training_leaves_the_recipe_with_the_policy(directory, tmp_path):
     words = ["fit", "--config", "configs/rl.yaml", f"--model.policy.pretrained={directory}", *QUIET]
     words += ["--data.episodes_per_iteration=10", "--data.minibatch_size=50", "--trainer.max_epochs=1"]
@@ -85,6 +122,7 @@ UNPUBLISHED = {
     "selection": (["--data.evaluation.split=selection"], "publish is for all held-out episodes"),
     "a shard": (["--data.evaluation.shard=0/2"], "publish is for all held-out episodes"),
     "another sampler": (["--model.policy.sampler.temperature=0.5"], "sampler is not the one the policy was saved with"),
+    "new adapters": (["--model.policy.lora.r=2"], "give model.policy.pretrained alone"),
     "fewer steps": (["--model.policy.num_action_steps=2"], "num_action_steps is not the one"),
 }
 
@@ -94,6 +132,16 @@ def test_only_the_policy_as_it_is_and_the_whole_evaluation_are_published(name, d
     words, sentence = UNPUBLISHED[name]
     assert sentence in refusal(lambda: published(directory, tmp_path / "run", *words))
     assert not (directory / FOLDER).exists()
+    assert not (tmp_path / "run" / "evaluation.jsonl").exists()  # it is told before the episodes run
+
+
+def test_a_damaged_record_spoils_no_evaluation(directory, tmp_path, capsys):
+    published(directory, tmp_path / "author")
+    (directory / FOLDER / "evaluation.jsonl").write_text("{\n")
+    validate(directory, tmp_path / "reader")
+    assert (
+        f"no success to compare with: {directory / FOLDER / 'evaluation.jsonl'} is damaged" in capsys.readouterr().out
+    )
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -162,5 +210,5 @@ def test_a_strangers_recipe_runs_nothing(name, directory, tmp_path, refusal):
 def test_a_damaged_recipe_is_one_sentence(directory):
     (directory / FOLDER).mkdir()
     (directory / FOLDER / RECIPE).write_text("{")
-    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*give the environment with --data.collector"):
+    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*delete it, and give --data"):
         read_recipe(directory)
