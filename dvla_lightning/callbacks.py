@@ -1,4 +1,4 @@
-"""What a run leaves behind: rollout metrics, commit orders, evaluation tables, pictures, policy directories."""
+"""Callbacks for the output of a run: rollout metrics, commit orders, evaluation tables, pictures, policies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dvla_lightning.evaluation.heat_map import commit_order_figure, save_figure
 from dvla_lightning.evaluation.pictures import picture_strip, save_strip
 from dvla_lightning.evaluation.published import check_publishable, compare_with_published, publish, write_recipe
 from dvla_lightning.evaluation.ranks import gather_objects
-from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
+from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, one_per_episode
 from dvla_lightning.evaluation.success import SuccessCount, steps_text, success_table, wilson_interval
-from dvla_lightning.evaluation.summary import conclude
+from dvla_lightning.evaluation.summary import evaluation_report
 
 
 class RolloutMetrics(Callback):
@@ -105,7 +105,9 @@ class EvaluationReport(Callback):
         total = sum(counts.values(), SuccessCount(0, 0))
         # Every rank takes part in the gathering, and in counting above.
         pictured = [episode for part in gather_objects(module.evaluation.pictured) for episode in part.values()]
-        records = settle(record for part in gather_objects(module.evaluation.records) for record in part.values())
+        records = one_per_episode(
+            record for part in gather_objects(module.evaluation.records) for record in part.values()
+        )
         if not trainer.is_global_zero:
             return
         directory = Path(trainer.default_root_dir)
@@ -121,11 +123,11 @@ class EvaluationReport(Callback):
             steps = trainer.datamodule.evaluation_steps
             print(success_table(counts, f"{SPLIT_NAMES[split]} episodes, {steps_text(steps)}", steps), flush=True)
         else:
-            print(conclude(directory, module.evaluation.header, records), flush=True)
-            self._published(trainer, module, records)
+            print(evaluation_report(directory, module.evaluation.header, records), flush=True)
+            self._publish_or_compare(trainer, module, records)
 
-    def _published(self, trainer: Any, module: Any, records: Mapping[EpisodeKey, EpisodeRecord]) -> None:
-        """Says what the policy directory says, or writes it there."""
+    def _publish_or_compare(self, trainer: Any, module: Any, records: Mapping[EpisodeKey, EpisodeRecord]) -> None:
+        """Writes the records into the policy directory if asked to, else prints the success published there."""
         data, directory, header = trainer.datamodule, module.policy.directory, module.evaluation.header
         if directory is None:
             return
@@ -158,7 +160,7 @@ class SavePolicy(Callback):
     Validation in fit runs on the initial states of selection: the best of many is chosen there, and `dvla validate`
     reports it on held-out ones, which had no part in the choice.
 
-    Where RL measured its step schedule anew it says with which one `policy` is to be run.
+    Where RL measured its step schedule again, it prints the one to run `policy` with.
     """
 
     def __init__(self) -> None:

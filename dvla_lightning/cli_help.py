@@ -1,4 +1,4 @@
-"""`dvla fit --help`: our own options first, the Trainer's last, and at the top where the help of each part is."""
+"""`dvla fit --help`: our own options first, the Trainer's last, and at the top how to get the help of each part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dvla_lightning.objectives.base import Objective
 from dvla_lightning.rollout.collector import Collector
 from dvla_lightning.tools.parser import known_classes
 
-# option -> what may stand there; each has options of its own, which belong to the class that is named
+# option -> base of the classes that may be named there; each class has options of its own
 PARTS = {
     "model.policy.backbone": Backbone,
     "model.policy.action_tokenizer": ActionTokenizer,
@@ -39,14 +39,14 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the text at the top."""
 
 
-def introduction(verb: str, what: str) -> str:
+def introduction(verb: str, summary: str) -> str:
     """The text at the top of `dvla <verb> --help`."""
     words = {option: f"{_owner(option, verb)}--{option}.help NAME" for option in PARTS}
     width = max(map(len, words.values()))
     commands = [f"  dvla {verb} {words[option]:<{width}}  {', '.join(sorted(known_names(option)))}" for option in PARTS]
     return "\n".join(
         [
-            f"{what[0].upper()}{what[1:]}.",
+            f"{summary[0].upper()}{summary[1:]}.",
             "",
             "Every option below, and every one of the parts, can be set in YAML or here: --data.num_steps 2.",
             "What a part takes depends on its class; NAME is one of those behind it, or your own by its dotted path:",
@@ -59,7 +59,7 @@ def introduction(verb: str, what: str) -> str:
 
 
 def _owner(option: str, verb: str) -> str:
-    """What must be named before: `dvla fit` has no data module by itself."""
+    """The option that must come before it: `dvla fit` has no data module by default."""
     return "--data RolloutDataModule " if verb == "fit" and option.startswith("data.") else ""
 
 

@@ -34,7 +34,7 @@ class Decision:
 
 @dataclass
 class Decisions:
-    """What the policy decided for a batch of observations.
+    """The policy's decisions for a batch of observations.
 
     Attributes:
         actions: (B, num_action_steps, action_dim) float32 in the robot's units.

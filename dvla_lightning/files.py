@@ -13,7 +13,7 @@ from typing import IO
 from dvla_lightning.errors import UserError
 
 PARTIAL = ".partial"
-"""How the name of a file ends that is being written; one that stays behind was left by a process that was killed."""
+"""Ending of the name of a file that is being written; one that stays was left by a process that was killed."""
 
 FULL = "free some space, or choose another disk"
 FORBIDDEN = "choose a directory that you may write to"

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnP
 from dvla_lightning.errors import UserError, check_number
 
 LENGTHS = ("T_max", "total_steps", "total_iters", "T_0", "step_size")
-"""What torch's schedulers call the number of epochs they are laid out for."""
+"""Names of the number of epochs in torch's schedulers."""
 TO_THE_END = -1
 """T_max of a `CosineAnnealing` that follows the length of the run, until that is known."""
 
@@ -113,7 +113,7 @@ class LearningRateSchedule:
         return remarks
 
     def step(self, metric: float = math.nan) -> None:
-        """Goes one epoch further; `metric` is the monitored one of a ReduceLROnPlateau.
+        """Advances by one epoch; `metric` is the monitored one of a ReduceLROnPlateau.
 
         Raises:
             UserError: if the scheduler refuses, e.g. at the end of a schedule with a fixed number of steps.

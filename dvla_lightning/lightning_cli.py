@@ -68,7 +68,7 @@ class Parser(LightningArgumentParser):
 
 
 class RunConfigFile(ConfigFile):
-    """Refuses a seed of the data, which a link would overrule without a word; a copy of the run's own is left out."""
+    """Refuses a seed of the data, which a link would silently overrule, unless it equals the seed of the run."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         try:
@@ -85,7 +85,7 @@ class RecipeModule(DVLAModule):
     """`DVLAModule` as the command line builds it: its policy is a recipe.
 
     Args:
-        policy: what is trained or evaluated.
+        policy: the policy that is trained or evaluated.
     """
 
     def __init__(self, policy: PolicyRecipe, **kwargs: Any) -> None:
@@ -110,7 +110,7 @@ class DVLACommand(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=lambda _: 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        if any(map(_gives_data_seed, sys.argv[1:], [*sys.argv[2:], ""])):  # a link overrules it without a word
+        if any(map(_gives_data_seed, sys.argv[1:], [*sys.argv[2:], ""])):  # a link would silently overrule it
             raise UserError(NO_DATA_SEED)
         super().parse_arguments(parser, args)
 
@@ -132,7 +132,7 @@ class DVLACommand(LightningCLI):
             config.data.init_args.seed = config.seed_everything
 
     def instantiate_classes(self) -> None:
-        """Jsonargparse wraps errors of optional classes in its own; the user wants the sentence inside."""
+        """Raises the `UserError` that jsonargparse wraps in its own errors of optional classes."""
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -142,7 +142,7 @@ class DVLACommand(LightningCLI):
             raise inner or UserError(useful_line(str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would overwrite the command line with the checkpoint's arguments; here the command line counts."""
+        """Does nothing, unlike Lightning's, which overwrites the command line with the checkpoint's arguments."""
 
     def before_instantiate_classes(self) -> None:
         assert self.subcommand is not None
@@ -161,7 +161,7 @@ class DVLACommand(LightningCLI):
             config.verbose = False  # Lightning's own table prints rates without n; EvaluationReport prints ours
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """What follows from the run's directory is given to the Trainer alone: config.yaml keeps what was asked for."""
+        """Gives paths inside the run's directory to the Trainer alone: config.yaml keeps what was asked for."""
         flags = self._get(self.config_init, "trainer")
         root = str(self.directory.root)
         kwargs |= {"default_root_dir": root, "logger": flags.logger, "max_time": None}
@@ -203,7 +203,7 @@ class DVLACommand(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self._keeps_a_run and is_first_process():
             self.directory.lock()
-            self.directory.check_free(self.checkpoint)  # again: nobody can have come between from here on
+            self.directory.check_free(self.checkpoint)  # again: now that no other run can write here
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
@@ -218,7 +218,7 @@ class DVLACommand(LightningCLI):
 
 
 def listed(given: Any) -> list[Any]:
-    """A list of what may be given alone, or not at all."""
+    """The value as a list: empty for None, with one item for a single value."""
     return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
 
 

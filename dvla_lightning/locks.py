@@ -59,7 +59,7 @@ class ProcessLock:
         return not os.fstat(self._file.fileno()).st_nlink
 
     def release(self) -> None:
-        """Lets others in."""
+        """Releases the lock."""
         self._file.close()
 
 
@@ -68,5 +68,5 @@ def _owner(file: IO[str]) -> str:
         file.seek(0)
         owner = json.loads(file.read())
         return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # OSError: Windows lets nobody read a locked file
+    except (OSError, ValueError, KeyError, TypeError):  # OSError: on Windows a locked file cannot be read
         return "a process that has not said which"

@@ -9,10 +9,10 @@ from peft import LoraConfig
 
 @dataclasses.dataclass
 class LoraOptions(LoraConfig):
-    """peft's own, but for `init_lora_weights`.
+    """peft's `LoraConfig` with another type of `init_lora_weights`.
 
-    Its type there lists the literal text "pissa_niter_[number of iters]" in the place of every such name. Which names
-    are allowed is said by `lora_options.check_values`.
+    peft's type has the literal text "pissa_niter_[number of iters]" in the place of every such name. The names that are
+    allowed are in `lora_options.check_values`.
     """
 
     init_lora_weights: bool | str = dataclasses.field(  # type: ignore[assignment]

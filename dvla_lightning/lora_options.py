@@ -1,4 +1,4 @@
-"""Options of LoRA adapters: what makes no sense, matches no module or would not survive saving is refused."""
+"""Checks of LoRA options: refuses those that make no sense, match no module or would not survive saving."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INITS = r"True|False|gaussian|orthogonal|olora|pissa(_niter_\d+)?"
 
 
 def check_supported(options: dict[str, Any], default: LoraConfig, source: str) -> None:
-    """Raises `UserError`, beginning with `source`, for an option that this package does not know to save."""
+    """Raises `UserError`, beginning with `source`, for an option that this package cannot save."""
     for name, value in options.items():
         is_default = value == getattr(default, name) or (not value and not getattr(default, name))
         if name == "inference_mode" and value:

@@ -27,20 +27,20 @@ from dvla_lightning.wiring import RunData, data_of
 
 
 class DVLAModule(LightningModule):
-    """Trains a policy on what its objective says and evaluates it in closed loop.
+    """Trains a policy with an objective and evaluates it in closed loop.
 
     Args:
-        policy: what is trained, or how to build it. What is built here is built when the strategy stands.
-        objective: what a training step minimises; evaluation does not ask it.
+        policy: the policy, or a recipe to build it from once the strategy is set up.
+        objective: the loss of a training step; evaluation does not use it.
         optimizer: its parameters are the trainable ones of the policy alone.
-        value_lr: learning rate of the value head; None is the optimizer's. It starts from nothing while the policy has
-            been trained before, so RL wants it 10 to 100 times higher (RLinf: 20 to 30 times). Whatever the scheduler
-            does, its ratio to the optimizer's stays.
+        value_lr: learning rate of the value head; None is the optimizer's. The head is new while the policy has been
+            trained before, so RL needs it 10 to 100 times higher (RLinf: 20 to 30 times). Whatever the scheduler does,
+            its ratio to the optimizer's stays.
         lr_scheduler: stepped once per epoch, so that T_max, total_steps and the like count epochs; None keeps the
             learning rate. ReduceLROnPlateau is `lightning.pytorch.cli.ReduceLROnPlateau`, whose monitor is any logged
-            metric; one that begins with val/ is looked at after each evaluation.
+            metric; one that begins with val/ is read after each evaluation.
         max_skipped_updates: a loss or gradient that is not finite makes no update; after so many of them in a run the
-            next one ends it with a word about where the first such number arose.
+            next one ends it, and the error says where its first such number arose.
 
     Raises:
         UserError: for values that make no sense; in training for weights, losses and gradients that are not finite.
@@ -101,7 +101,7 @@ class DVLAModule(LightningModule):
         self.objective.prepare(self.policy)
 
     def _check_training(self, data: RunData) -> None:
-        """Complains about policy, data and objective that do not fit each other; a new policy gets its statistics."""
+        """Checks that policy, data and objective fit each other; a new policy gets its statistics."""
         if data.evaluation.is_partial:
             raise UserError(
                 "data.evaluation.shard would evaluate a part only, all through fit: use it in `dvla validate`"
@@ -124,7 +124,7 @@ class DVLAModule(LightningModule):
         self.policy.remarks = sorted({*self.policy.remarks, *remarks})
 
     def on_train_start(self) -> None:
-        """Keeps the policy as training starts: ranks have the same weights by now, and a resumed run its first ones."""
+        """Keeps the reference policy, now that all ranks have the same weights; a resumed run has it already."""
         if not self.objective.needs_reference or self.policy.reference is not None:
             return
         if self.trainer.ckpt_path is not None:
@@ -157,10 +157,10 @@ class DVLAModule(LightningModule):
         return output.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Between gradients, summed over a window of minibatches and averaged over ranks, and clipping.
+        """Checks and scales gradients, summed over a window of minibatches and averaged over ranks, before clipping.
 
-        A parameter whose gradient is None is left alone by every optimizer of torch, its state and weight decay
-        included. Leaving it out of the loss or freezing it would not do: ddp wants a gradient for each.
+        No optimizer of torch changes a parameter whose gradient is None, nor its state, by weight decay either. Leaving
+        it out of the loss or freezing it would not do: ddp needs a gradient for each.
         """
         scaler = self.trainer.scaler
         is_scaled = scaler is not None and scaler.get_scale() > 1
@@ -263,7 +263,7 @@ class DVLAModule(LightningModule):
 
     @property
     def evaluation_prefix(self) -> str:
-        """Where numbers of an evaluation are logged: val/ is selection, test/ is held-out, by whatever command."""
+        """The prefix of an evaluation's logged numbers: val for selection, test for held-out, by whatever command."""
         return "test" if self._data.split == "heldout" else "val"
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
@@ -333,7 +333,7 @@ class DVLAModule(LightningModule):
         self._saved_schedule = next(iter(checkpoint.get("lr_schedulers", [])), None)
 
     def _load_extras(self, checkpoint: dict[str, Any]) -> None:
-        """Takes what is no weight, after checking that it is what `on_save_checkpoint` writes."""
+        """Restores everything but weights, after checking that it has the form that `on_save_checkpoint` writes."""
         remarks, skipped = checkpoint.get("policy_remarks", []), checkpoint.get("skipped_updates", 0)
         reference = checkpoint.get("policy_reference")
         shapes = {f"backbone.{name}": p.shape for name, p in self.policy.backbone.named_parameters() if p.requires_grad}
@@ -343,7 +343,7 @@ class DVLAModule(LightningModule):
         elif type(skipped) is not int or skipped < 0:
             problem = f"skipped_updates must be a whole number of at least 0, got {skipped!r}"
         elif reference is not None and (not isinstance(reference, dict) or set(reference) != set(shapes)):
-            problem = "policy_reference has not the names of what is trained"
+            problem = "policy_reference does not have the names of the trained parameters"
         elif reference is not None:
             for name, x in reference.items():
                 if not isinstance(x, Tensor) or x.shape != shapes[name] or not bool(x.isfinite().all()):

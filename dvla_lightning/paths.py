@@ -1,4 +1,4 @@
-"""How a path that somebody typed becomes a place on this machine: one way for the whole package."""
+"""Turns a path that somebody typed into a place on this machine, in one way for the whole package."""
 
 from __future__ import annotations
 

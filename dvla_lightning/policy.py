@@ -31,7 +31,7 @@ NOT_FINITE = "the policy's {} are not finite: its weights or statistics are of n
 
 
 class Scores(NamedTuple):
-    """What the network says about the clean tokens of masked views (all float32).
+    """The network's scores of the clean tokens of masked views (all float32).
 
     Attributes:
         log_probs_BSLV: log-probability of every token at every position.
@@ -45,7 +45,7 @@ class Scores(NamedTuple):
 
     @property
     def entropy_BSL(self) -> Tensor:
-        """Of the predicted distributions, in nats; computed at every access."""
+        """Entropy of the predicted distributions, in nats; computed at every access."""
         return entropy(self.log_probs_BSLV)
 
 
@@ -81,8 +81,8 @@ class DVLAPolicy(PolicyParts):
             trusted_modules: modules of yours that may be imported because the directory names a backbone or tokenizer
                 class in them. Loading imports nothing else; classes that your program has imported are known, too.
             device: where the weights go; None is torch's default device.
-            check: make sure of what a wrong declaration, a damaged file or another version of the network would break,
-                see `check_policy`; a few passes of the network.
+            check: run the self-check, a few passes of the network, which finds a wrong declaration, a damaged file or
+                another version of the network; see `check_policy`.
 
         Returns:
             The policy, in eval mode.
@@ -116,8 +116,8 @@ class DVLAPolicy(PolicyParts):
                 copies up to 256 MiB, so that a small policy needs no other directory.
 
         Raises:
-            UserError: if the policy is not finite, the place holds something else, or the disk refuses; what was there
-                before stays.
+            UserError: if the policy is not finite, the place holds something else, or it cannot be written; what was
+                there before stays.
         """
         policy_directory.save(self, local_path(path, "policy directory"), card, copy_base)
 
@@ -273,7 +273,7 @@ class DVLAPolicy(PolicyParts):
         return scores.log_prob_BSL
 
     def keep_reference(self) -> None:
-        """Remembers the present policy as the reference: copies what of the backbone is trainable."""
+        """Keeps the present policy as the reference: copies the trainable parameters of the backbone."""
         self.reference = {
             f"backbone.{name}": parameter.detach().clone()
             for name, parameter in self.backbone.named_parameters()

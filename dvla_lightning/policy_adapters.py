@@ -89,7 +89,7 @@ def _inject(backbone: nn.Module, lora: LoraConfig, source: str) -> nn.Module:
 
 
 def base_state(backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's own tensors without adapters, under the names they have without adapters."""
+    """The backbone's tensors without adapters, under the names they have without adapters."""
     state = backbone.state_dict()
     if not is_adapted(backbone):
         return state
@@ -115,7 +115,7 @@ def _is_of_adapter(parts: Sequence[str]) -> bool:
 
 
 def rewritten_names(backbone: nn.Module) -> set[str]:
-    """Frozen parameters that are not as in the policy directory, since an adapter took a part of them over."""
+    """Frozen parameters that differ from the policy directory's, because an adapter took over a part of them."""
     if not is_adapted(backbone) or not re.fullmatch(REWRITING_INITS, str(_config(backbone).init_lora_weights)):
         return set()
     return {name for name, _ in backbone.named_parameters() if name.endswith(".base_layer.weight")}
@@ -172,7 +172,7 @@ def adapter_state(adapted: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors, under the names of peft's file."""
     from peft import get_peft_model_state_dict
 
-    # Embeddings are never "saved as well": the base weights lie beside the adapter, and asking could reach for a hub.
+    # No embeddings: the base weights lie beside the adapter, and peft might ask a hub about them.
     return get_peft_model_state_dict(adapted, save_embedding_layers=False)
 
 

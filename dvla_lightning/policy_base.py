@@ -51,7 +51,7 @@ def fingerprint(tensors: Mapping[str, Tensor], base: str = "") -> str:
 
     Args:
         tensors: whose names and bytes are hashed.
-        base: fingerprint of what lies below them.
+        base: fingerprint of the weights below them.
     """
     digest = hashlib.sha256(base.encode())
     for name, value in sorted(tensors.items()):

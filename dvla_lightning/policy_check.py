@@ -13,9 +13,9 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.policy_parts import PolicyParts
 
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""How far logits may lie apart that must be the same, in standard deviations of the logits."""
+"""Largest difference between logits that must be the same, in standard deviations of the logits."""
 CLOSE_ROUNDED = 0.2
-"""The same of logits in half precision (an 8B network in bfloat16: up to 0.06, measured between batch sizes)."""
+"""The same for logits in half precision (an 8B network in bfloat16: up to 0.06, measured between batch sizes)."""
 NUM_CHANGED = 4
 CLEARLY = 2.0
 """How many times as far a token must move other logits than its own before these count as shifted."""
@@ -27,7 +27,7 @@ def check_policy(policy: PolicyParts) -> str:
     """Checks a policy that has statistics and weights.
 
     Returns:
-        One line that says so.
+        One line that says that it passed.
 
     Raises:
         UserError: naming what is wrong with its statistics, tokens or network.
@@ -124,13 +124,13 @@ def _check_same(policy: PolicyParts, one: Tensor, other: Tensor, problem: str) -
 
 
 def _allowed(logits: Tensor) -> float:
-    """How far apart logits may lie that must be the same."""
+    """Largest difference between logits that must be the same."""
     spread = logits.float()[logits.isfinite()].std().clamp(min=1e-6)
     return CLOSE.get(logits.dtype, CLOSE_ROUNDED) * float(spread)
 
 
 def _check_influence(policy: PolicyParts, logits_BSLV: Tensor, changed: Tensor) -> None:
-    """Which logits move when one committed token changes. A trained network may well ignore some of them."""
+    """Checks which logits move when one committed token changes. A trained network may well ignore some of them."""
     allowed, logits_BSLV = _allowed(logits_BSLV), logits_BSLV.float()
     moved_CL = (logits_BSLV[:, 1:-1] - logits_BSLV[:, :1]).nan_to_num(0.0).abs().amax((0, 3)).cpu()
     distance_CL = torch.arange(policy.num_positions) - changed[:, None]
@@ -150,9 +150,9 @@ def _check_influence(policy: PolicyParts, logits_BSLV: Tensor, changed: Tensor) 
 
 
 def _check_alignment(moved_CL: Tensor, changed: Tensor) -> None:
-    """A token moves the logits of its own position most, through the residual stream, unless logits are shifted.
+    """Checks that a token moves the logits of its own position most, through the residual stream.
 
-    Those of a network that predicts the next token have been shifted back, so there it is the next position. Trained
+    Logits of a network that predicts the next token have been shifted back, so there it is the next position. Trained
     networks do not always keep to it: all tokens must agree, and clearly.
     """
     offset, count = Counter((moved_CL.argmax(-1) - changed).tolist()).most_common(1)[0]

@@ -36,9 +36,9 @@ KEYS = {
     "value_hidden_dims": list[int],
     "sampler": dict[str, Any],
 }
-"""What config.json holds beside format_version, and of which type."""
+"""Keys of config.json beside format_version, and their types."""
 OPTIONAL_KEYS = {"remarks": list[str], "adapter": bool, "base": dict[str, Any]}
-"""Remarks are written where there are some, and so is the base of an adapter; older files do not say "adapter"."""
+"""Remarks and the base of an adapter are written where there are some; older files have no "adapter"."""
 BASE_KEYS = {"pretrained": str, "revision": str | None, "fingerprint": str, "is_copied": bool}
 
 

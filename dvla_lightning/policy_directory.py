@@ -118,7 +118,7 @@ def _fill(
     """
     own, buffers, what, origin = policy.state_dict(), _buffers(policy), str(directory / CONFIG), config.base
     if config.has_adapter != (directory / ADAPTER).is_dir():
-        problem = "has no directory" if config.has_adapter else "does not speak of the directory"
+        problem = "has no directory" if config.has_adapter else "does not mention the directory"
         raise UserError(
             f"{directory if config.has_adapter else what} {problem} {ADAPTER}/: copy the whole policy directory"
         )
@@ -234,7 +234,7 @@ def save(policy: PolicyParts, path: Path, card: str, copy_base: bool | None = No
         if old.exists() and not path.exists():
             old.rename(path)  # a save was interrupted between its two renames
         if path.exists() and not (path / CONFIG).exists() and (path.is_file() or any(path.iterdir())):
-            raise UserError("it holds something else than a policy, which would be lost: choose another place")
+            raise UserError("it holds something other than a policy, which would be lost: choose another place")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         config = policy_config.describe(policy, base, is_copied)
@@ -243,7 +243,7 @@ def save(policy: PolicyParts, path: Path, card: str, copy_base: bool | None = No
         if adapter:
             save_adapter(policy.backbone, adapter, partial / ADAPTER)
         (partial / "README.md").write_text(_card(policy, card))
-        _settle(partial)
+        _sync(partial)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             # Not removed before the new one is in place: deleting takes time in which we may be killed.
@@ -277,7 +277,7 @@ def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def policy_fingerprint(policy: PolicyParts) -> str:
-    """Hashes all weights and statistics: says which policy a record is about. A frozen base is hashed once."""
+    """Hashes all weights and statistics, to identify the policy of a record. A frozen base is hashed once."""
     state = policy.state_dict()
     if not is_adapted(policy.backbone):
         return fingerprint(state)
@@ -301,8 +301,8 @@ def _buffers(policy: PolicyParts) -> set[str]:
     return {f"backbone.{name}" for name, _ in policy.network.named_buffers()}
 
 
-def _settle(directory: Path) -> None:
-    """Gives files and folders the modes of the umask, as the folder has it, and waits until they are on the disk."""
+def _sync(directory: Path) -> None:
+    """Gives everything in a new directory its mode, which follows the umask, and waits until it is on the disk."""
     mode = stat.S_IMODE(directory.stat().st_mode)
     for path in [*directory.rglob("*"), directory]:
         path.chmod(mode if path.is_dir() else mode & 0o666)

@@ -35,14 +35,14 @@ class PolicyParts(nn.Module):
         value_hidden_dims: hidden widths of the value head.
 
     Attributes:
-        is_fitted: whether the policy has statistics, and weights that are worth something.
-        remarks: what every table about this policy must say, for example that it was trained on test states.
+        is_fitted: whether the policy has statistics and trained weights.
+        remarks: notes under every table about this policy, for example that it was trained on test states.
         directory: that it was read from, as it is there; None if it is new, has new adapters or came from a repository.
         base: where the frozen weights below an adapter come from; None if they are trained or new.
         reference: trainable tensors of the backbone at the start of training, which make the policy the reference of a
             KL; None before `DVLAPolicy.keep_reference`. They are no part of the policy: neither saved with it nor in
             its fingerprint.
-        version: how often its weights have been updated in this training; decisions carry it.
+        version: number of updates of its weights in this training; decisions carry it.
 
     Raises:
         UserError: if the parts do not fit together.
@@ -123,7 +123,7 @@ class PolicyParts(nn.Module):
 
     @property
     def rewritten_parameters(self) -> set[str]:
-        """Frozen parameters that are not as in the base: `lora.init_lora_weights` moved a part into the adapter."""
+        """Frozen parameters that differ from the base's: `lora.init_lora_weights` moved a part into the adapter."""
         return {f"backbone.{name}" for name in rewritten_names(self.backbone)}
 
     def fit_statistics(self, actions_ND: Any, proprioception_ND: Any) -> None:

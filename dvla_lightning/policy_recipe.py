@@ -1,4 +1,4 @@
-"""How a policy is written in YAML: read from a directory, or made of new parts."""
+"""A policy as YAML describes it: read from a directory, or made of new parts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # importing peft takes seconds
 
 @dataclasses.dataclass
 class PolicyRecipe:
-    """Where a policy comes from: a directory (`pretrained`), or a new network with its sizes.
+    """The origin of a policy: a directory (`pretrained`), or a new network with its sizes.
 
     Attributes:
         pretrained: policy directory written by `dvla fit`, or the id of a Hugging Face repository with that content.

@@ -30,10 +30,10 @@ def read_tensors(
     Args:
         path: the file.
         own: names, shapes and dtypes that are wanted; may lie on the meta device.
-        what: whose they are, for messages.
+        what: their owner, for messages.
         buffers: see `check_finite`.
         device: where they go.
-        only: tensors of the file whose names begin otherwise are left there.
+        only: prefix of the names to read; the file may hold others.
 
     Returns:
         The tensors in the dtypes of `own`; another floating dtype is converted.
@@ -100,7 +100,7 @@ def check_finite(state: Mapping[str, Tensor], problem: str, buffers: Collection[
 
     Args:
         state: tensors by name.
-        problem: what cannot be done then.
+        problem: its consequence.
         buffers: names that may hold infinities (a network's mask of logits, say), but no NaN.
     """
     for name, value in state.items():

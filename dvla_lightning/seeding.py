@@ -1,4 +1,4 @@
-"""Where every random stream of the package begins: a purpose, and the numbers and names that tell its streams apart.
+"""The seed of every random stream of the package: a purpose, and the numbers and names that tell its streams apart.
 
 numpy's SeedSequence alone does not keep streams apart: it drops trailing zeros ([3, 1] and [3, 1, 0] are one stream)
 and runs large numbers together ([2^32 + 5] and [5, 1]). Here purpose and parts are written as JSON, in which no two

@@ -1,4 +1,4 @@
-"""The guard between the loss and the weights: no number that is not finite gets past it."""
+"""The guard between the loss and the weights: only finite numbers pass."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dvla_lightning.objectives.finite import loss_fault
 
 
 class UpdateGuard:
-    """Decides whether an update may happen, counts those that may not, and looks at the weights that came of it.
+    """Decides whether an update may happen, counts those that may not, and checks the weights after it.
 
     Finite means here: of finite norm. From about 2e19 on the square of a float32 is infinite; one such gradient would
     fill Adam's second moment with infinity, and nothing can be computed with such a weight.
 
-    All ranks call `refuses` and the two checks at the same time and come to the same end.
+    All ranks call `refuses` and the two checks at the same time and decide alike.
 
     Args:
         max_skipped: updates of the run that may be skipped, >= 0.
@@ -92,7 +92,7 @@ class UpdateGuard:
         """Raises `UserError` if the weights are finite and useless, before anybody saves or runs them.
 
         Args:
-            loss: of a minibatch under the present weights. It is asked about one whose loss was finite in this epoch.
+            loss: of a minibatch under the present weights; called with one whose loss was finite in this epoch.
             any_rank: as in `refuses`.
         """
         batch, self._finite_batch = self._finite_batch, None

@@ -1,4 +1,4 @@
-"""Which version of a package is installed, asked without importing it."""
+"""The installed version of a package, found without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interfaces of the Lightning module and its data module to each other; Lightning hands them over untyped."""
+"""The interfaces of the Lightning module and its data module to each other; Lightning passes them on untyped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Learner(Protocol):
     """Whether no further minibatch of this iteration is wanted."""
 
     def begin_iteration(self, iteration: int) -> None:
-        """Tells it that an epoch begins, before its data are collected."""
+        """Begins an epoch, before its data are collected."""
 
     def all_gather(self, data: Tensor) -> Tensor:
         """A tensor of every rank, stacked where there are several; see `LightningModule.all_gather`."""
@@ -42,11 +42,11 @@ class RunData(Protocol):
     tasks: tuple[str, ...]
     evaluation: Evaluation
     batch_type: type | None
-    """Of training; an objective takes one type."""
+    """Type of a training batch; an objective takes one type."""
 
     @property
     def split(self) -> EvaluationSplit:
-        """Of the evaluation that runs now."""
+        """The split of the evaluation that runs now."""
 
     @property
     def evaluation_steps(self) -> dict[str, int]:

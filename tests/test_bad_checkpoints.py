@@ -207,8 +207,11 @@ BOTH = {
     "remarks that are text": (put("policy_remarks", "trained"), "its policy_remarks are no list of printable texts"),
     "remarks of numbers": (put("policy_remarks", [1]), "its policy_remarks are no list of printable texts"),
     "a remark that moves the cursor": (put("policy_remarks", ["\x1b[2J"]), "no list of printable texts"),
-    "a reference that is a list": (put("policy_reference", [1]), "its policy_reference has not the names of what is"),
-    "a reference of other names": (put("policy_reference", {"head": torch.zeros(1)}), "policy_reference has not the"),
+    "a reference that is a list": (put("policy_reference", [1]), "its policy_reference does not have the names"),
+    "a reference of other names": (
+        put("policy_reference", {"head": torch.zeros(1)}),
+        "policy_reference does not have the",
+    ),
     "a reference of another shape": (
         lambda c: c.update(policy_reference=reference(c, torch.zeros(2))),
         "is of another shape or not finite at",
@@ -239,7 +242,9 @@ FIT_ONLY = {
     "moments of another shape": (
         lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(2, 9)), "exp_avg of another shape",
     ),
-    "moments of one parameter missing": (lambda c: c["optimizer_states"][0]["state"][1].pop("exp_avg"), "not the same"),
+    "moments of one parameter missing": (
+        lambda c: c["optimizer_states"][0]["state"][1].pop("exp_avg"), "not have the same",
+    ),
     "moments of a parameter too many": (
         lambda c: c["optimizer_states"][0]["state"].update({999: {}}), "parameter 999, which does not exist",
     ),
@@ -255,7 +260,7 @@ FIT_ONLY = {
     ),
     "a step in words": (lambda c: c["optimizer_states"][0]["state"][0].update(step="a"), "those of no optimizer"),
     "a negative counter": (lambda c: c.update(global_step=-1), "its counters are negative"),
-    "buffers that are no names": (lambda c: c["dvla"].update(buffers=5), "buffers of its record are no list of names"),
+    "buffers that are no names": (lambda c: c["dvla"].update(buffers=5), "buffers of its record is no list of names"),
     "whole numbers for weights": (
         lambda c: c["state_dict"].update({"policy.backbone.head.weight": torch.ones_like(
             c["state_dict"]["policy.backbone.head.weight"], dtype=torch.int64)}), "holds another kind of numbers",

@@ -243,7 +243,7 @@ DAMAGE = {
         "has no directory adapter/: copy the whole policy directory",
     ),
     "adapter a file": (lambda d: shutil.rmtree(d / "adapter") or (d / "adapter").touch(), "has no directory adapter/"),
-    "foreign adapter": (config("adapter", value=False), "does not speak of the directory adapter/"),
+    "foreign adapter": (config("adapter", value=False), "does not mention the directory adapter/"),
     "adapter without config": (without("adapter/adapter_config.json"), "adapter has no adapter_config.json"),
     "adapter without weights": (without(ADAPTER), "adapter has no adapter_model.safetensors"),
     "adapter config cut": (

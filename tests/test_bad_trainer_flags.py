@@ -105,7 +105,7 @@ KEYS = [
     ({"data": {"init_args": {"num_step": 3}}}, "did you mean num_steps?"),
     ({"data": {"init_args": {"seed": 5}}}, "data.seed is the seed of the run: set seed_everything"),
     ({"seed_everything": 5, "data": {"init_args": {"seed": 0}}}, "set seed_everything"),
-    ({"model": {"policy": {"pretraned": "x"}}}, "did you mean pretrained?"),
+    ({"model": {"policy": {"pretraned": "x"}}}, "did you mean model.policy.pretrained?"),
     ({"model": {"objective": {"class_path": "TrajectoryPO"}}}, "did you mean TrajectoryPPO?"),
 ]
 DDP = "--trainer.strategy ddp --trainer.devices 2"

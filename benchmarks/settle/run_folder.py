@@ -11,13 +11,13 @@ import yaml
 from benchmarks.settle.arms import NUM_EVAL_EPISODES, TRAINING, Arm
 from dvla_lightning.evaluation.header import grid
 from dvla_lightning.evaluation.manifest import read_directory
-from dvla_lightning.evaluation.records import settle
+from dvla_lightning.evaluation.records import one_per_episode
 
 
 def is_finished(folder: Path) -> bool:
     """Whether every episode of the evaluation, an arm's last output, has ended."""
     header, records = read_directory(folder)
-    return header is not None and len(settle(records)) == len(grid(header))
+    return header is not None and len(one_per_episode(records)) == len(grid(header))
 
 
 def difference(folder: Path, arm: Arm) -> str | None:

@@ -55,7 +55,7 @@ GroupedNormalization = NormalizationMode | Sequence[NormalizationGroup]
 
 @dataclass(frozen=True)
 class Normalization:
-    """How a policy scales what goes in and what comes out, where one mode for everything would not do.
+    """The scaling of a policy's actions and proprioception, where one mode for everything would not do.
 
     Attributes:
         actions: mode of all action dimensions, or groups of them (a gripper that is -1 or 1: mode identity).
@@ -172,7 +172,7 @@ class Normalizer(StatisticsModule):
         return self._unless_identity(scaled.clamp(-1.0, 1.0), x / high)
 
     def outside(self, x: Tensor) -> Tensor:
-        """Which numbers lie beyond the bounds, by more than noise: clipped by `normalize`, or replaced by 0.
+        """Marks numbers that lie beyond the bounds, by more than noise: clipped by `normalize`, or replaced by 0.
 
         Args:
             x: (..., D) in the units of the data.
@@ -218,7 +218,7 @@ class Normalizer(StatisticsModule):
 
 
 def _noise(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far values may lie apart that are the same but for noise, per dimension."""
+    """Largest distance of values that are the same but for noise, per dimension."""
     return np.maximum(STILL, ROUNDING * np.maximum(np.abs(low), np.abs(high)))
 
 

@@ -107,7 +107,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> Context:
-        """Reads the prompt; everything about it that does not depend on the action tokens is computed here."""
+        """Encodes the prompt: computes everything that does not depend on the action tokens."""
 
     @abstractmethod
     def denoise(self, context: Any, noisy_BSL: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,11 +91,10 @@ class MiniProcessor(Processor):
             )
 
     def example(self, number: int) -> Observation:
-        draws = np.random.default_rng(number)
-        size = (self.image_size, self.image_size, 3)
+        stripes = np.arange(self.image_size**2 * 3).reshape(self.image_size, self.image_size, 3) * (7 + 4 * number)
         return {
-            "images": {camera: draws.integers(0, 256, size, dtype=np.uint8) for camera in self.cameras},
-            "proprioception": draws.normal(size=self.proprioception_dim).astype(np.float32),
+            "images": {camera: (stripes + 50 * n).astype(np.uint8) for n, camera in enumerate(self.cameras)},
+            "proprioception": np.linspace(-1, 1 + number, self.proprioception_dim, dtype=np.float32),
             "instruction": " ".join(["put the block on the plate", "and close the drawer"][: 1 + number]),
         }
 

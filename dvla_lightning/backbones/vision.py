@@ -19,8 +19,8 @@ def hashed_text_ids(sentence: str, num_buckets: int, length: int = MAX_TEXT_IDS)
 
     The hashing trick (Weinberger et al., arXiv 0902.2206) needs no vocabulary file. The plain words carry over between
     sentences; the placed ones tell "the red block, then the blue block" from its reverse, which word pairs would not.
-    A sentence of more than length / 2 words is not read to its end: first the places of its last words go, then they
-    themselves; a warning says so once per sentence.
+    A sentence of more than length / 2 words is not read to its end: first the places of its last words are left out,
+    then the words themselves; a warning says so once per sentence.
     """
     # One form of letters with accents: a combining accent would part the word.
     letters = unicodedata.normalize("NFC", sentence).lower()
@@ -74,8 +74,6 @@ class ImageEncoder(nn.Module):
         channels: width of the feature maps, a multiple of 8.
         dim: width D of the tokens; also the width of the instruction vector.
     """
-
-    num_tokens = 1 + 16
 
     def __init__(self, image_size: int, channels: int, dim: int) -> None:
         super().__init__()

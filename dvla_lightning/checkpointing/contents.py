@@ -15,7 +15,7 @@ from dvla_lightning.checkpointing.optimizer_states import is_optimizer_state, li
 from dvla_lightning.errors import UserError
 
 RECORD = "dvla"
-"""The key of what `RunRecord` says about the run."""
+"""The key of the record that `RunRecord` writes."""
 VERSION = "pytorch-lightning_version"
 ALWAYS: dict[str, type] = {"epoch": int, "global_step": int, VERSION: str, "state_dict": dict, "loops": dict}
 FOR_TRAINING: dict[str, type] = {"callbacks": dict, "optimizer_states": list, "lr_schedulers": list, RECORD: dict}
@@ -24,7 +24,7 @@ LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
 def check_contents(checkpoint: Any, path: Path) -> None:
-    """Raises `UserError` where a checkpoint has not the form that Lightning reads."""
+    """Raises `UserError` where a checkpoint does not have the form that Lightning reads."""
     form = dict(ALWAYS)
     if isinstance(checkpoint, Mapping) and any(key in checkpoint for key in FOR_TRAINING):
         form |= FOR_TRAINING
@@ -40,8 +40,8 @@ def check_form(saved: Any, own: Any, subject: str) -> None:
 
     Args:
         saved: from a checkpoint.
-        own: what this run would write in its place. None says nothing about the type.
-        subject: what the sentence begins with.
+        own: the value that this run would write in its place. None allows any type.
+        subject: beginning of the sentence.
     """
     if isinstance(own, tuple) and isinstance(saved, (tuple, list)) and len(saved) != len(own):
         raise UserError(f"{subject} holds {len(saved)} numbers where {len(own)} should be")
@@ -117,7 +117,7 @@ def _wrong_part(checkpoint: Mapping[str, Any]) -> str | None:
     for key in ("buffers", "optimizers", "lr_schedulers"):
         names = record.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            return f"{key} of its record are no list of names"
+            return f"{key} of its record is no list of names"
     if any(checkpoint[key] < 0 for key in ("epoch", "global_step")):
         return "its counters are negative"
     for name in LOOPS:

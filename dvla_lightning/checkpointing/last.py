@@ -17,9 +17,9 @@ from dvla_lightning.files import make_folder, remove_partial
 class LastCheckpoint(Checkpoint):
     """Writes checkpoints/last.ckpt at the end of every epoch (in RL: iteration), whatever a monitored score does.
 
-    An epoch that is cut short by max_steps, max_time, a signal or an error leaves it as it is: what of the epoch has
-    been done cannot be told from a checkpoint, so resuming runs the epoch again from its beginning, with the weights
-    of its beginning, and comes to the same weights as a run that was never stopped. A sentence at the end says so.
+    An epoch that is cut short by max_steps, max_time, a signal or an error leaves it as it is: a checkpoint cannot tell
+    which part of the epoch is done, so resuming runs the epoch again from its beginning, with the weights of its
+    beginning, and comes to the same weights as a run that was never stopped. A sentence at the end says so.
     """
 
     def __init__(self) -> None:

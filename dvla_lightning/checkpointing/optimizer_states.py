@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from torch.optim import LBFGS, Optimizer
 
 FACTORS = {"row_var": -1, "col_var": -2}
-"""Of Adafactor: the dimension of the parameter over which these are a mean."""
+"""Adafactor's state: the dimension of the parameter over which each is a mean."""
 
 
 def is_optimizer_state(state: Any) -> bool:
@@ -63,7 +63,7 @@ def misfit(saved: Mapping[str, Any], optimizer: Optimizer) -> str | None:
             return f"has a state of parameter {number!r}, which does not exist"
         is_matrix = len(shapes[number]) > 1  # Adafactor keeps something else for these
         if set(values) != keys.setdefault(is_matrix, set(values)):
-            return f"has not the same state for parameter {number} as for the others"
+            return f"does not have the same state for parameter {number} as for the others"
         for key, value in values.items():
             if any(_has_other_shape(key, each, shapes[number]) for each in listed(value)):
                 return f"has {key} of another shape for parameter {number}"

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Trainer
 
 EPOCHS, BATCHES, LOOP_STATE = "epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict"
-"""Of the state of Trainer.fit_loop."""
+"""Keys in the state of Trainer.fit_loop."""
 
 
 def at_epoch_end(trainer: Trainer) -> bool:
@@ -39,7 +39,7 @@ def begin_next_epoch(fit_loop: dict[str, Any]) -> None:
 
 
 def _reset(progress: dict[str, Any]) -> None:
-    """Sets to zero what is counted anew in every epoch."""
+    """Sets the counts of an epoch to zero."""
     for key, value in progress.items():
         if key == "current":
             progress[key] = dict.fromkeys(value, 0)

@@ -18,7 +18,7 @@ START_ANEW = "resume with the configuration of the run, or start a new one with 
 
 
 class RunRecord(Callback):
-    """Writes into every checkpoint what its tensors do not say, and refuses to resume from one that does not fit.
+    """Adds to every checkpoint what its tensors do not show, and refuses to resume from one that does not fit.
 
     Without it Lightning resumes with the optimizer state of another optimizer, on other frozen weights, with other
     LoRA scaling, or in the middle of an epoch whose remaining minibatches it cannot know.

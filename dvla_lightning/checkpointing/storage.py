@@ -1,4 +1,4 @@
-"""Checkpoint files: how they are written and read. Nothing in a file is executed."""
+"""Writes and reads checkpoint files; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunCheckpointIO(TorchCheckpointIO):
         check_finite(checkpoint, f"{path} was not written")
         place = Path(path)
         previous = place.with_name(PREVIOUS)
-        # A run that went on from the previous one did so because the last one is damaged: it takes nobody's place.
+        # A run that went on from the previous one did so because the last one is damaged: do not keep that.
         keeps = place.name == LAST and (self._read is None or self._read != previous.resolve())
         with atomic_file(place, previous if keeps else None) as file:
             torch.save(checkpoint, file)
@@ -88,7 +88,7 @@ def checkpoint_folder(trainer: Trainer) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Raises `UserError` for what can be seen to be no checkpoint of a run without reading it."""
+    """Raises `UserError` for a path that is no checkpoint of a run, as far as that shows without reading it."""
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist")
     if (path / "config.json").exists():
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds something else than tensors and plain values, which may be code, and was not read: "
+            f"{path} holds something other than tensors and plain values, which may be code, and was not read: "
             "only checkpoints that `dvla fit` wrote can be resumed"
         ) from error
     except Exception as error:  # a pickle that is not torch's raises whatever comes

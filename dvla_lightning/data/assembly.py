@@ -1,4 +1,4 @@
-"""Episodes -> the decisions of an iteration with their advantages. Pure: no policy and no objective is asked."""
+"""Turns episodes into the decisions of an iteration with their advantages; needs neither policy nor objective."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def assemble(
         advantage: "gae" uses the value head; "grpo" and "rloo" compare the undiscounted returns of episodes that
             began alike and give every decision of an episode the same advantage; "reinforce++" takes the discounted
             return from each decision on. The value head learns that discounted return then.
-        bootstrap_truncated: with "gae", whether the value of the last observation follows a truncated episode, or 0,
-            as the other advantages have it.
+        bootstrap_truncated: with "gae", whether a truncated episode is followed by the value of its last observation,
+            or by 0, as with the other advantages.
 
     Returns:
         The decisions; their advantages are not normalised yet, and their old log-probabilities are the sampler's.
@@ -60,7 +60,7 @@ def assemble(
 
 
 def check_finite(rollouts: Rollouts) -> None:
-    """Looks at what the loss is made of, in the order in which one comes of the other; every rank must call it.
+    """Checks the parts of the loss, each before those that are computed from it; every rank must call it.
 
     Raises:
         UserError: on all ranks, if a number of one of them is not finite. The statistics that normalise advantages

@@ -1,4 +1,4 @@
-"""What the data modules share: where episodes run and at which K, and Lightning's hooks for their evaluation."""
+"""The base of all data modules: where episodes run and at which K, and Lightning's hooks for their evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dvla_lightning.rollout.episode import EpisodeSpec
 
 
 class DVLADataModule(LightningDataModule, ABC):
-    """What DVLAModule evaluates on: the episodes of `evaluation`. A subclass adds what is trained on.
+    """The base of all data modules: it has the episodes of `evaluation`, a subclass adds the training data.
 
     Args:
         collector: runs the episodes; None if this run never evaluates.
@@ -38,8 +38,8 @@ class DVLADataModule(LightningDataModule, ABC):
         evaluation: which episodes are evaluated.
 
     Attributes:
-        batch_type: what the batches of training are; None where there are none.
-        steps: task -> K of training episodes, and of evaluation where nothing else is said.
+        batch_type: type of a training batch; None if there is no training.
+        steps: task -> K of training episodes, and of evaluation unless `evaluation` has another.
     """
 
     batch_type: ClassVar[type | None] = None
@@ -72,7 +72,7 @@ class DVLADataModule(LightningDataModule, ABC):
 
     @property
     def split(self) -> EvaluationSplit:
-        """Of the evaluation that runs now."""
+        """The split of the evaluation that runs now."""
         is_fit = self.trainer is not None and self.trainer.state.fn == "fit"
         return "selection" if is_fit else self.evaluation.split
 
@@ -82,7 +82,7 @@ class DVLADataModule(LightningDataModule, ABC):
         return self.evaluation.steps(self.tasks, self.steps)
 
     def prepare_steps(self, policy: DVLAPolicy) -> None:
-        """Reduces a schedule that was read to the tasks of this run, and complains about any K that does not fit.
+        """Reduces the step schedule to the tasks of this run, and checks that every K fits the policy.
 
         Called before every fit or evaluation; from the second time on only K is checked, which RL may have changed.
 
@@ -99,21 +99,21 @@ class DVLADataModule(LightningDataModule, ABC):
             policy.check_num_steps(steps)
 
     def check_policy(self, policy: DVLAPolicy) -> None:
-        """Complains about a policy that cannot be trained on these data."""
+        """Raises `UserError` if the policy cannot be trained on these data."""
 
     def statistics_data(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Actions and proprioception vectors for the statistics of a new policy; None where there are none."""
         return None
 
     def training_remark(self) -> str | None:
-        """What every table about a policy trained on this data must say, if anything."""
+        """The note under every table about a policy trained on these data; None if there is none."""
         return None
 
     def evaluation_specs(self) -> list[EpisodeSpec]:
         """The grid of all shards and ranks.
 
         Raises:
-            UserError: if the environment has not so many initial states, or the tasks do not divide the episodes.
+            UserError: if there are fewer initial states, or the episodes do not divide evenly among the tasks.
         """
         evaluation = self.evaluation
         if self.trainer is not None and self._trainer.fast_dev_run:
@@ -121,10 +121,10 @@ class DVLADataModule(LightningDataModule, ABC):
         return evaluation.specs(self._collector.environment, self.split, self.tasks, self.evaluation_steps)
 
     def val_dataloader(self) -> DataLoader[SpecBatch] | list[Any]:
-        """One item, the episodes of this rank; nothing where nothing is evaluated."""
+        """One batch, the episodes of this rank; none where nothing is evaluated."""
         if not self.evaluation.num_episodes:
             return []
-        return DataLoader(_OwnEpisodes(self), batch_size=None, collate_fn=already_a_batch)
+        return DataLoader(_RankEpisodes(self), batch_size=None, collate_fn=already_a_batch)
 
     test_dataloader = predict_dataloader = val_dataloader
 
@@ -162,12 +162,12 @@ class DVLADataModule(LightningDataModule, ABC):
         return make_recipe(self.collector.environment, self.tasks, self.evaluation, self.evaluation_steps)
 
     def stop_on_sigterm(self) -> None:
-        """Lightning looks at the signal between batches only; the episodes of one can take hours."""
+        """Stops after SIGTERM; Lightning does so only between batches, and the episodes of one can take hours."""
         if self._trainer.received_sigterm:
             raise SIGTERMException
 
     def on_exception(self, exception: BaseException) -> None:
-        """Gives the manifest free: the process may live on, and Lightning skips `teardown`."""
+        """Releases the manifest: the process may live on, and Lightning skips `teardown`."""
         self._end_evaluation()
 
     def teardown(self, stage: str) -> None:
@@ -181,21 +181,21 @@ class DVLADataModule(LightningDataModule, ABC):
 
     @property
     def _trainer(self) -> Any:
-        """The Trainer, where there is certainly one; Lightning's types do not know all of it."""
+        """The Trainer of a running loop; untyped, because Lightning's types do not know all of it."""
         return self.trainer
 
     @property
     def _collector(self) -> Collector:
-        """The collector, where there is certainly one."""
+        """The collector of a run that has one."""
         assert self.collector is not None
         return self.collector
 
 
-class _OwnEpisodes(Dataset[SpecBatch]):
+class _RankEpisodes(Dataset[SpecBatch]):
     """One item: this rank's share of this shard of the grid, each episode on one rank.
 
-    Made when it is asked for: Lightning keeps a dataloader for the whole of fit, in which the schedule may change. A
-    rank without episodes has an empty item and still takes part in the reduction.
+    Made on access: Lightning keeps a dataloader for the whole of fit, in which the schedule may change. A rank without
+    episodes has an empty item and still takes part in the reduction.
     """
 
     def __init__(self, data: DVLADataModule) -> None:
@@ -210,5 +210,5 @@ class _OwnEpisodes(Dataset[SpecBatch]):
 
 
 def already_a_batch(batch: Any) -> Any:
-    """What a DataLoader does with what its data set has put together."""
+    """Collates nothing: the data set returns whole batches."""
     return batch

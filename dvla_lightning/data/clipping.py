@@ -1,4 +1,4 @@
-"""How much lies beyond the range that the policy's normalisation covers: it is clipped, and what is clipped is lost."""
+"""The share of the data beyond the range of the policy's normalisation, which is clipped and lost."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What demonstrations must be like, asked of what is read and of what is about to be written.
+"""Checks of demonstrations, when they are read and before they are written.
 
-Every check raises a ValueError that says what is wrong; the caller knows the file and the remedy.
+Each raises a ValueError that says what is wrong; the caller knows the file and the remedy.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def check_layout(arrays: Mapping[str, Declared], header: Mapping[str, Any], num_
     Args:
         arrays: those of `array_names`.
         header: of the data set.
-        num_env_steps: T, as the log has it.
+        num_env_steps: T, from the log.
     """
     num_observations = arrays["observed_at"].shape[0] if arrays["observed_at"].shape else 0
     shapes: dict[str, tuple[int | None, ...]] = {
@@ -150,7 +150,7 @@ def _is_environment(value: Any) -> bool:
 
 
 def _is_file(value: Any) -> bool:
-    """A name without a folder: what is outside the data set's own is nobody's to name."""
+    """A name without a folder: a data set has no files outside its directory."""
     if value is None:
         return True
     return _is_text(value) and PurePath(value).name == value != ".." and not {"\\", "\0"} & set(value)

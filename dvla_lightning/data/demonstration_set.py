@@ -1,4 +1,4 @@
-"""What SFT needs of demonstrations, whatever format they come from."""
+"""Demonstrations for SFT, whatever format they come from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dvla_lightning.envs.base import Observation
 
 
 class Frames(Protocol):
-    """The pictures of one camera: an array, or what reads or decodes one of them when it is asked for."""
+    """The pictures of one camera: an array, or an object that reads or decodes one of them when it is indexed."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,12 +59,12 @@ class Demonstration:
 
 @dataclass
 class DemonstrationSet:
-    """What `DemonstrationDataModule.read` returns.
+    """The demonstrations that `DemonstrationDataModule.read` returns.
 
     Attributes:
-        demonstrations: at least one, all of one robot and the same cameras; any sequence, also one that makes each
-            when it is asked for. Training follows its order, so let it not depend on the file system.
-        training_remark: what every table about a policy trained on them must say, if anything.
+        demonstrations: at least one, all of one robot and the same cameras; any sequence, also one that reads each
+            when it is indexed. Training follows its order, which must not depend on the file system.
+        training_remark: the note under every table about a policy trained on them; None if there is none.
     """
 
     demonstrations: Sequence[Demonstration]
@@ -76,10 +76,10 @@ class DemonstrationSet:
         return _shape(self.demonstrations[0])
 
     def check(self) -> None:
-        """Looks at all demonstrations, but at none of their pictures.
+        """Checks all demonstrations, but none of their pictures.
 
         Raises:
-            ValueError: that says which one does not fit, and why.
+            ValueError: if one does not fit; it says which one, and why.
         """
         if not self.demonstrations:
             raise ValueError("there is no demonstration")

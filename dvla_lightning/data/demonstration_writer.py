@@ -1,4 +1,4 @@
-"""Writes demonstrations, episode by episode: what is on disk is a valid data set at every moment, and continues.
+"""Writes demonstrations, episode by episode: the directory is a valid data set at every moment, and can be continued.
 
 An episode's file is written beside its place and renamed, then its line is added to the log. A crash in between
 leaves a file that no line names, or half a line; neither counts.
@@ -23,13 +23,13 @@ from dvla_lightning.rollout.episode import Episode
 
 
 class DemonstrationWriter:
-    """Adds episodes to a directory; what is there already is kept, so an interrupted collection continues.
+    """Adds episodes to a directory; those that are there are kept, so an interrupted collection continues.
 
     One writer at a time: it holds a lock until `close`, or until its process ends.
 
     Args:
         path: the directory; made if missing.
-        environment: what the episodes come from.
+        environment: where the episodes come from.
         observe_every: control steps between observations.
         expert_noise: of the expert that makes them.
 
@@ -70,7 +70,7 @@ class DemonstrationWriter:
         self.close()
 
     def close(self) -> None:
-        """Lets others write."""
+        """Releases the directory."""
         self._lock.release()
 
     def add(self, episode: Episode) -> None:
@@ -106,7 +106,7 @@ class DemonstrationWriter:
         self.rows.append(row)
 
     def _begin(self) -> None:
-        """Takes up what is there and clears away what a crash left."""
+        """Continues the data set that is there, and removes the leftovers of a crash."""
         file = self.path / "dataset.json"
         holds_episodes = self.log.exists() and self.log.stat().st_size > 0
         if not holds_episodes and not (file.exists() and file.stat().st_size):  # an empty one is left by a full disk
@@ -126,9 +126,9 @@ class DemonstrationWriter:
             atomic_text(self.log, text)
 
     def _arrays(self, episode: Episode) -> dict[str, Any] | None:
-        """What goes into the file; None, and an error in the episode, if that is no demonstration."""
+        """The arrays of an episode's file; None, and an error in the episode, if it is no valid demonstration."""
         try:
-            # The last observation is nobody's input: the episode is over.
+            # Without the last observation: no action follows it.
             observations: list[Any] = [transition.observation for transition in episode.transitions[:-1]]
             chunks = [transition.actions for transition in episode.transitions[1:]]
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused as that
@@ -150,7 +150,7 @@ class DemonstrationWriter:
 
 
 def _lock(path: Path) -> ProcessLock:
-    """What keeps others out."""
+    """Locks the directory."""
     try:
         return ProcessLock(path / ".lock")
     except Held as owner:

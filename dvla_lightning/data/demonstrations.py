@@ -88,7 +88,7 @@ class DemonstrationDataModule(DVLADataModule):
         self._found: DemonstrationSet | None = None
 
     def read(self) -> DemonstrationSet:
-        """Reads what `dvla collect` left in `path`; a subclass overrides this to read a format of its own.
+        """Reads the demonstrations of `dvla collect` in `path`; a subclass overrides this to read another format.
 
         Called once in every process, before the first batch. docs/data-reader.md has an example.
 
@@ -118,11 +118,10 @@ class DemonstrationDataModule(DVLADataModule):
         return self._found
 
     def check_policy(self, policy: DVLAPolicy) -> None:
-        """Complains about data that do not fit, before anything else is done with them.
+        """Checks that the data fit the policy and the environment of the evaluation.
 
         Raises:
-            UserError: if the data set is damaged, or of another robot or other cameras than the policy or the
-                environment of the evaluation.
+            UserError: if they are damaged, or of another robot or other cameras.
         """
         shape = self._checked_set().shape
         self._check_same("action_dim", shape["action_dim"], policy.action_dim, "the policy")
@@ -137,9 +136,9 @@ class DemonstrationDataModule(DVLADataModule):
                 self._check_same(key, shape[key], getattr(environment, key), name)
             self._check_same("cameras", shape["cameras"], sorted(environment.cameras), name)
 
-    def _check_same(self, key: str, own: Any, other: Any, whose: str) -> None:
-        if own != other:
-            raise UserError(f"{self.path} has {key} {own}, {whose} has {other}: choose what belongs together")
+    def _check_same(self, key: str, here: Any, there: Any, owner: str) -> None:
+        if here != there:
+            raise UserError(f"{self.path} has {key} {here}, {owner} has {there}: choose what belongs together")
 
     def training_remark(self) -> str | None:
         return self._checked_set().training_remark

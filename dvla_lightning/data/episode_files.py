@@ -42,17 +42,17 @@ def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]
     """Reads a directory of demonstrations.
 
     Returns:
-        The content of dataset.json, and the episodes by task, initial state and attempt: the order in which they came
-        in depends on the number of workers, and what is trained on them must not.
+        The content of dataset.json, and the episodes by task, initial state and attempt: the order in which they were
+        collected depends on the number of workers, and training must not.
 
     Raises:
         UserError: if the directory is missing, empty or of another format version, or a file is damaged, missing, or
-            holds what is no demonstration.
+            no valid demonstration.
     """
     if not (path / "dataset.json").exists():
         raise UserError(f"{path} is no directory of demonstrations (no dataset.json): make one with `dvla collect`")
     header = read_header(path / "dataset.json")
-    # Only what the log names: a crash between the two leaves a file that counts for nothing.
+    # Only files that the log names: a crash can leave another one, which does not count.
     rows = [row for row in read_log(path / "episodes.jsonl") if row["success"]]
     if not rows:
         raise UserError(f"{path} holds no successful episode: collect some with `dvla collect`")
@@ -70,7 +70,7 @@ def load_demonstrations(path: Path) -> tuple[dict[str, Any], list[Demonstration]
 
 
 def num_copies(demonstrations: Sequence[Demonstration]) -> int:
-    """How many demonstrations have the content of an earlier one: scenes that repeat, or files that were copied."""
+    """Number of demonstrations with the content of an earlier one: scenes that repeat, or files that were copied."""
     return len(demonstrations) - len({_digest(demonstration) for demonstration in demonstrations})
 
 
@@ -86,9 +86,9 @@ def read_header(file: Path) -> dict[str, Any]:
     """The content of dataset.json.
 
     Raises:
-        UserError: if it is none, or of another format version.
+        UserError: if it is damaged, or of another format version.
     """
-    with _complaints(file, "collect into a new directory"):
+    with _read_faults(file, "collect into a new directory"):
         header = json.loads(_text(file))
         version = header.get("format_version", FORMAT_VERSION) if isinstance(header, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:
@@ -97,18 +97,18 @@ def read_header(file: Path) -> dict[str, Any]:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The episodes tried so far; a last line cut short by a crash counts for nothing.
+    """The episodes tried so far, without a last line that a crash cut short.
 
     Raises:
         UserError: for a line that is no record of an episode, or an episode that is there twice.
     """
-    with _complaints(file, "collect into a new directory"):
+    with _read_faults(file, "collect into a new directory"):
         lines = _text(file).split("\n")[:-1] if file.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):
-        with _complaints(file, f"remove line {number} and run `dvla collect` again", f" in line {number}"):
+        with _read_faults(file, f"remove line {number} and run `dvla collect` again", f" in line {number}"):
             rows.append(check_row(json.loads(line)))
-    with _complaints(file, "mend it, or collect into a new directory"):
+    with _read_faults(file, "repair it, or collect into a new directory"):
         check_log(rows)
     return rows
 
@@ -124,7 +124,7 @@ def _read_episode(folder: Path, row: Mapping[str, Any], header: Mapping[str, Any
         raise UserError(f"{path} is a link to a file outside of the data set: put the file itself there")
     if not path.is_file():
         raise UserError(f"{path} is missing or no file, though the log names it: run `dvla collect` again, as before")
-    with _complaints(path, "delete it and collect again"):
+    with _read_faults(path, "delete it and collect again"):
         arrays = _read_arrays(path, row, header)
     images = {camera: arrays[f"image_{camera}"] for camera in header["cameras"]}
     instruction, task = str(arrays["instruction"]), str(arrays["task"])
@@ -160,8 +160,8 @@ def _text(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _complaints(file: Path, remedy: str, where: str = "") -> Iterator[None]:
-    """Whatever goes wrong while a file is read becomes one sentence about it."""
+def _read_faults(file: Path, remedy: str, where: str = "") -> Iterator[None]:
+    """Turns every error while a file is read into one sentence about the file."""
     try:
         yield
     except UserError:

@@ -36,11 +36,7 @@ class EvaluationDataModule(DVLADataModule):
             self.train_dataloader()
 
     def train_dataloader(self) -> NoReturn:
-        """There is none.
-
-        Raises:
-            UserError: always.
-        """
+        """Raises `UserError`: there is nothing to train on."""
         raise UserError(
             "EvaluationDataModule has nothing to train on: give `dvla fit` --data DemonstrationDataModule (SFT) or "
             "--data RolloutDataModule (RL)"

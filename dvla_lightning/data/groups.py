@@ -17,13 +17,13 @@ AdvantageName = Literal["gae", "grpo", "rloo", "reinforce++"]
 
 
 class EpisodeGroups:
-    """How the episodes of an iteration are grouped, shared among ranks, and which of them are trained on.
+    """Groups the episodes of an iteration, shares them among the ranks, and chooses which of them to train on.
 
     Args:
         advantage: "grpo" and "rloo" compare inside groups.
         size: episodes of a group.
-        max_refills: leave out groups in which all episodes came out alike and collect others in their place up to so
-            many times; None: train on every group.
+        max_refills: leave out groups in which all episodes had the same outcome and collect others in their place, at
+            most this many times; None: train on every group.
         num_episodes: per iteration, over all ranks.
 
     Raises:
@@ -47,7 +47,7 @@ class EpisodeGroups:
         self.size, self.max_refills = size, max_refills
 
     def share(self, specs: Sequence[EpisodeSpec], rank: int, world_size: int) -> list[EpisodeSpec]:
-        """A rank's part of specs that lie group after group: every world-size-th group."""
+        """A rank's share of specs in the order of their groups: every world-size-th group."""
         groups = [specs[start : start + self.size] for start in range(0, len(specs), self.size)]
         return [spec for group in groups[rank::world_size] for spec in group]
 
@@ -109,7 +109,7 @@ def group_numbers(episodes: Sequence[Episode]) -> Tensor:
 
 
 def group_returns(episodes: Sequence[Episode]) -> Tensor:
-    """(E,) float64: what is compared inside a group, the sums of rewards.
+    """(E,) float64: the sums of rewards, which are compared inside a group.
 
     Not discounted: where all episodes of a group succeed, the lengths alone teach nothing.
     """
@@ -117,10 +117,7 @@ def group_returns(episodes: Sequence[Episode]) -> Tensor:
 
 
 def informative_episodes(episodes: Sequence[Episode]) -> list[Episode]:
-    """Episodes without an error whose group has more than one outcome, as sums of rewards.
-
-    What `group_returns` compares: advantages are 0 in exactly the other groups.
-    """
+    """Episodes without an error of groups with more than one sum of rewards; advantages are 0 in exactly the others."""
     episodes = [episode for episode in episodes if episode.error is None and episode.decisions]
     if not episodes:
         return []

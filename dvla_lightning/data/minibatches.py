@@ -42,7 +42,7 @@ def minibatches(
 ) -> Iterator[RolloutBatch]:
     """`ppo_epochs` shuffled passes; every rank yields the same number of minibatches, collated when they are drawn.
 
-    Ranks have different numbers of decisions but Lightning averages their gradients as if they had not: each minibatch
+    Ranks have different numbers of decisions, but Lightning averages their gradients with equal weights: each minibatch
     carries its rank's share as a weight.
 
     Args:
@@ -56,7 +56,7 @@ def minibatches(
         iteration: of RL; each has another order.
 
     Raises:
-        UserError: on every rank, if one has fewer decisions than minibatches are needed.
+        UserError: on every rank, if one has fewer decisions than there are minibatches.
     """
     count = math.ceil(max(sizes) / minibatch_size)
     if min(sizes) < count:

@@ -1,4 +1,4 @@
-"""Measuring the step schedule anew while RL runs."""
+"""Measures the step schedule again while RL runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAST_SCHEDULE = "schedule.yaml"
 
 @dataclass
 class Rescheduling:
-    """When and how RL measures its step schedule; the first time is before its first collection, unless one is given.
+    """Measures the step schedule during RL, first before the first collection, unless a schedule is given.
 
     Attributes:
         every: iterations between measurements.
@@ -41,13 +41,13 @@ class Rescheduling:
         check_choice(self.num_steps, self.episodes_per_task, self.margin, self.confidence)
 
     def check(self, policy: DVLAPolicy, collector: Collector, tasks: Sequence[str]) -> None:
-        """Raises `UserError` for what cannot be measured."""
+        """Raises `UserError` if the schedule cannot be measured."""
         check_measurement(
             policy, collector, tasks, self.num_steps, self.episodes_per_task, self.margin, self.confidence
         )
 
     def is_due(self, iteration: int, is_given: bool) -> bool:
-        """Whether to measure before the collection of an iteration; a given schedule rules until the first turn."""
+        """Whether to measure before the collection of an iteration; a given schedule holds until iteration `every`."""
         return iteration % self.every == 0 and not (iteration == 0 and is_given)
 
     def measure(
@@ -69,8 +69,8 @@ class Rescheduling:
         """
         start = time.perf_counter()
         episodes_per_task = 1 if trainer.fast_dev_run else self.episodes_per_task
-        what = (policy, collector, tasks, self.num_steps, episodes_per_task, seed)
-        schedule = measure_schedule(*what, self.margin, self.confidence, before_decision)
+        episodes = (policy, collector, tasks, self.num_steps, episodes_per_task, seed)
+        schedule = measure_schedule(*episodes, self.margin, self.confidence, before_decision)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             run = Path(trainer.default_root_dir)
             for name in (f"schedules/iteration-{iteration:04}.yaml", LAST_SCHEDULE):
@@ -80,5 +80,5 @@ class Rescheduling:
 
 
 def measurement_metrics(num_episodes: int = 0, seconds: float = 0.0) -> dict[str, float]:
-    """What rescheduling adds to the cost of an iteration; nothing where it did not measure."""
+    """Metrics of a measurement's cost in an iteration; zeros where there was none."""
     return {"rollout/num_measured_episodes": float(num_episodes), "time/measure_seconds": seconds}

@@ -1,4 +1,4 @@
-"""What is logged about a collection. Every number is computed from sums over all ranks."""
+"""Metrics of a collection, but for its times computed from sums over all ranks."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def mean_commit_order(path: DenoisingPath) -> dict[int, Tensor]:
 
 
 def time_metrics(times: Sequence[CollectionTimes], num_workers: int) -> dict[str, float]:
-    """Where the time of this rank's collections went; simulators that run side by side count once."""
+    """Seconds of this rank's collections by activity; simulators that run side by side count once."""
     side_by_side = max(1, num_workers)
     return {
         "time/policy_seconds": sum(time.policy for time in times),

@@ -35,8 +35,8 @@ class RolloutDataModule(DVLADataModule):
         tasks: "all", one name, or a list of names.
         num_steps: denoising steps K of every decision, where there is no schedule.
         schedule: step schedule, a YAML file of `dvla schedule`: K per task.
-        reschedule: measure the schedule anew during RL, which may remove the need for steps. Without a `schedule` the
-            first measurement comes before the first collection; a given one rules until iteration `every`.
+        reschedule: measure the schedule again during RL, which may remove the need for steps. Without a `schedule` the
+            first measurement comes before the first collection; a given one holds until iteration `every`.
         episodes_per_iteration: training episodes per iteration, over all tasks and ranks together.
         minibatch_size: decisions per step and rank, at most.
         ppo_epochs: passes over the decisions of an iteration.
@@ -49,8 +49,8 @@ class RolloutDataModule(DVLADataModule):
             episodes), or "reinforce++" (discounted returns); see `rl.advantages`. gae and reinforce++ are normalised
             over the batch.
         group_size: episodes that begin in the same initial state; "grpo" and "rloo" need at least 2.
-        max_refills: with groups: leave out those in which all episodes came out alike, and collect new ones in their
-            place up to so many times (dynamic sampling of DAPO); null: train on every group.
+        max_refills: with groups: leave out those in which all episodes had the same outcome, and collect new ones in
+            their place, at most this many times (dynamic sampling of DAPO); null: train on every group.
         evaluation: which episodes are evaluated; inside `dvla fit` those of selection.
         seed: of the training episodes; the command line sets it from seed_everything.
 
@@ -100,13 +100,13 @@ class RolloutDataModule(DVLADataModule):
         self.commit_order: dict[int, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Complains about shares of an iteration: how many minibatches it has is known when it is collected."""
+        """Refuses shares of an iteration: its number of minibatches is known only when it is collected."""
         for name in ("limit_train_batches", "val_check_interval"):
             share = getattr(self._trainer, name)
             if stage == "fit" and isinstance(share, float) and share != 1.0:
                 raise UserError(
-                    f"trainer.{name} {share}: an iteration is no share of anything known beforehand: give a whole "
-                    "number of minibatches, or set data.episodes_per_iteration"
+                    f"trainer.{name} {share}: the number of minibatches in an iteration is not known beforehand: give "
+                    "a whole number of them, or set data.episodes_per_iteration"
                 )
 
     def train_dataloader(self) -> IterationStream:
@@ -187,17 +187,17 @@ class RolloutDataModule(DVLADataModule):
         times: list[CollectionTimes] = []
 
         def run(refill: int, count: int) -> list[Episode]:
-            specs = self._own_specs(num_episodes, iteration, refill)[:count]
+            specs = self._rank_specs(num_episodes, iteration, refill)[:count]
             title = f"rollout {iteration}" + (f", refill {refill}" if refill else "")
             bootstrap = self.advantage == "gae" and self.bootstrap_truncated
             episodes = self.collector.run(policy, specs, title, self.stop_on_sigterm, bootstrap=bootstrap)
             times.append(self.collector.times)
             return episodes
 
-        ran, chosen = self.groups.fill(run, len(self._own_specs(num_episodes, iteration, 0)))
+        ran, chosen = self.groups.fill(run, len(self._rank_specs(num_episodes, iteration, 0)))
         return ran, chosen, times
 
-    def _own_specs(self, num_episodes: int, iteration: int, refill: int) -> list[EpisodeSpec]:
+    def _rank_specs(self, num_episodes: int, iteration: int, refill: int) -> list[EpisodeSpec]:
         """This rank's share of the training episodes."""
         specs = training_specs(self.tasks, num_episodes, self.steps, self.seed, iteration, self.groups.size, refill)
         return self.groups.share(specs, self._trainer.global_rank, self._trainer.world_size)

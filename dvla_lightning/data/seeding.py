@@ -1,4 +1,4 @@
-"""Seeds the process at the start of an epoch: what torch, numpy and random draw in it is repeated by a resumed run."""
+"""Seeds the process at the start of an epoch, so that a resumed run repeats what torch, numpy and random draw in it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class DenoisingPath:
-    """Which token was committed at which position in which step.
+    """A record of which token was committed at which position in which step.
 
     Not frozen: Lightning rebuilds dataclasses when it moves a batch.
 

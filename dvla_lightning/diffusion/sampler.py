@@ -61,7 +61,7 @@ class SamplerOverrides:
 
 @dataclass
 class Sampler:
-    """How tokens are drawn and which positions are committed first.
+    """Draws tokens, and chooses which positions are committed first.
 
     The probabilities used for drawing, for confidence and for the recorded log-probability are one and the same:
     softmax(logits / temperature) in float32 over the action vocabulary.
@@ -138,7 +138,7 @@ class Sampler:
             )
 
     def selection_log_prob(self, confidence_BSL: Tensor, path: DenoisingPath) -> Tensor:
-        """How probable it was to commit each position when it was committed (Plackett-Luce).
+        """Log-probability of committing each position when it was committed (Plackett-Luce).
 
         Args:
             confidence_BSL: `confidence_score` in the state before each of the K steps (S = K).

@@ -13,7 +13,7 @@ Confidence = Literal["max_prob", "drawn_prob", "entropy", "random"]
 
 
 def confidence_score(log_probs_BLV: Tensor, drawn_BL: Tensor, confidence: Confidence) -> Tensor:
-    """How sure the network is of each position, as a log-scale score; larger is committed earlier.
+    """The network's confidence in each position, as a log-scale score; larger is committed earlier.
 
     Args:
         log_probs_BLV: float32 log-softmax of logits / temperature.

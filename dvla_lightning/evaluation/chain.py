@@ -1,9 +1,9 @@
-"""Lines of JSON that hang together: each ends with a checksum over the one before it and its own content.
+"""Chained lines of JSON: each ends with a checksum over the line before it and its content.
 
-What that shows: a line that was changed, left out, added or moved, by a disk, an editor or a script that does not know
-of the chain; also a single flipped byte. What it cannot show: a forgery. There is no key, so whoever knows this file
-can write a chain anew, and a file whose last lines are missing looks like one that was not finished. Who must trust the
-numbers of a stranger runs some of the episodes again: they have the same outcome.
+This shows a line that was changed, left out, added or moved, by a disk, an editor or a script that does not know of the
+chain; also a single flipped byte. It cannot show a forgery: there is no key, so whoever knows this file can write a new
+chain, and a file whose last lines are missing looks like one that was not finished. To check the numbers of a stranger,
+run some of the episodes again: they have the same outcome.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ def checksum(previous: str, content: Mapping[str, Any]) -> str:
 
 def seal(previous: str, content: Mapping[str, Any]) -> tuple[bytes, str]:
     """The line of a content, with its line break, and its checksum, which the next line follows."""
-    own = checksum(previous, content)
-    return json.dumps({**content, KEY: own}).encode() + b"\n", own
+    digest = checksum(previous, content)
+    return json.dumps({**content, KEY: digest}).encode() + b"\n", digest
 
 
 def unseal(previous: str, line: bytes) -> tuple[dict[str, Any], str]:
     """The content of a line, without its line break, and its checksum.
 
     Raises:
-        ValueError: if it is no such line, in a few words.
+        ValueError: if it does not follow `previous`, in a few words.
     """
     content = parse(line)
     content.pop(KEY, None)
-    sealed, own = seal(previous, content)
+    sealed, digest = seal(previous, content)
     if sealed != line + b"\n":
         raise ValueError("its checksum does not fit: a line was changed, left out or added")
-    return content, own
+    return content, digest
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
     """
     try:
         content = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):  # of bytes that are no UTF-8, of numbers with thousands of digits, too
+    except (ValueError, RecursionError):  # also of bytes that are not UTF-8, and of numbers with thousands of digits
         raise ValueError("it is no JSON") from None
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")

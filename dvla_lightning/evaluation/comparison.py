@@ -10,7 +10,7 @@ from dvla_lightning.evaluation.header import Header, differences
 from dvla_lightning.evaluation.noninferiority import paired_difference_interval
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
 
-SAME = ("environment", "split", "seed", "episodes_per_task")  # what two headers must agree in, and their tasks
+SAME = ("environment", "split", "seed", "episodes_per_task")  # these, and the tasks, must be equal in both headers
 CONFIDENCE = 0.95
 Records = Mapping[EpisodeKey, EpisodeRecord]
 
@@ -33,7 +33,7 @@ class PairedDifference:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[EpisodeRecord, EpisodeRecord]]) -> PairedDifference:
-        """Of some pairs (before, after)."""
+        """The difference over some pairs (before, after)."""
         if not pairs:
             return cls(0.0, -1.0, 1.0, 0)
         before, after = ([record.success for record in side] for side in zip(*pairs, strict=True))
@@ -45,7 +45,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two evaluations say about each other.
+    """The differences between two evaluations.
 
     Attributes:
         by_task: task -> difference of its pairs.
@@ -72,7 +72,7 @@ def compare(tasks: Iterable[str], before: Records, after: Records) -> Comparison
 
     Args:
         tasks: of both.
-        before: all records of the one.
+        before: all records of one evaluation.
         after: all records of the other.
     """
     ran = [key for key in sorted(before) if before[key].error is None and after[key].error is None]

@@ -36,7 +36,7 @@ def make_header(
 
     Args:
         environment: where the episodes run.
-        policy: what is evaluated.
+        policy: the one that is evaluated.
         split: "heldout", or "selection".
         num_steps: task -> K, of all tasks in their order.
         episodes_per_task: over all shards; an evaluation may grow.
@@ -75,7 +75,7 @@ def grown(header: Header, episodes_per_task: int) -> Header:
 
 
 def differences(there: Header, here: Header) -> str:
-    """What differs between two headers, for people: the first three entries; empty if nothing does."""
+    """The differences between two headers, for people: the first three entries; empty if there are none."""
     found = list(_differences(there, here, ""))
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(found[:3]) + more

@@ -18,7 +18,7 @@ from typing import IO, Any
 from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation import chain
 from dvla_lightning.evaluation.header import Header, differences, grid, grown
-from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
+from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, one_per_episode
 from dvla_lightning.evaluation.validation import check_header, check_new, check_size, read_record
 from dvla_lightning.files import whole_file
 from dvla_lightning.locks import Held, ProcessLock
@@ -29,12 +29,12 @@ ELSEWHERE = "choose another directory with --trainer.default_root_dir"
 
 @dataclasses.dataclass
 class Contents:
-    """What a manifest holds.
+    """The contents of one file of a manifest.
 
     Attributes:
         header: None of a file without a whole line; `episodes_per_task` is the last one written.
         records: in the order in which they were written.
-        size: bytes of the whole lines; what lies behind them was cut short when the process was killed.
+        size: bytes of the whole lines; a line behind them was cut short when the process was killed.
         last: checksum of the last line.
     """
 
@@ -44,9 +44,9 @@ class Contents:
     last: str = chain.START
 
     def add(self, line: bytes, known: dict[EpisodeKey, EpisodeRecord]) -> None:
-        """Reads the next line, without its line break; raises `ValueError` for what does not belong there."""
+        """Reads the next line, without its line break; raises `ValueError` if it does not belong there."""
         if self.header is None:
-            check_header(chain.parse(line))  # before the checksum, which other versions make otherwise or not at all
+            check_header(chain.parse(line))  # before the checksum, which other versions compute differently, if at all
         row, self.last = chain.unseal(self.last, line)
         if self.header is None:
             self.header = row
@@ -100,7 +100,7 @@ def read_directory(directory: Path, header: Header | None = None) -> tuple[Heade
 
     Args:
         directory: of the run.
-        header: what the headers must be, with as many episodes at least; None takes the first one found.
+        header: what the headers must be, but for the number of episodes; None takes the first one found.
 
     Returns:
         The header, with the largest number of episodes (None where there is none), and all records.
@@ -133,14 +133,14 @@ def read_evaluation(directory: Path) -> tuple[Header, dict[EpisodeKey, EpisodeRe
     """
     header, records = read_directory(directory)
     if header is not None:
-        return header, settle(records)
+        return header, one_per_episode(records)
     if (directory / "evaluation.json").is_file():
         raise UserError(f"{directory} holds only the evaluation.json of an older release: run `dvla validate` again")
     raise UserError(f"{directory} holds no {NAME}: `dvla validate` writes it")
 
 
 def read_whole_evaluation(directory: Path) -> tuple[Header, dict[EpisodeKey, EpisodeRecord]]:
-    """The same of an evaluation of which every episode has ended.
+    """As `read_evaluation`, of an evaluation whose every episode has ended.
 
     Raises:
         UserError: if there is none, or it is damaged, or episodes are missing.
@@ -165,7 +165,7 @@ class Manifest:
         rank: number of this process among those of the run.
 
     Attributes:
-        found: what was recorded before.
+        found: the records that were there before.
 
     Raises:
         UserError: if the directory holds another or a larger evaluation, a damaged one, or one that is running now.
@@ -175,7 +175,7 @@ class Manifest:
         self.header = header
         self.path = directory / (NAME if rank == 0 else f"evaluation.rank-{rank}.jsonl")
         self._last = chain.START
-        # Not in the manifest itself: Windows lets nobody read a locked file, and all ranks read all manifests.
+        # Not on the manifest itself: on Windows a locked file cannot be read, and all ranks read all manifests.
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = ProcessLock(directory / f".{self.path.name}.lock")
@@ -197,7 +197,7 @@ class Manifest:
                     f"{directory} holds an evaluation of {there['episodes_per_task']} episodes per task, asked for are "
                     f"{header['episodes_per_task']}: set data.evaluation.num_episodes to as many, or {ELSEWHERE}"
                 )
-            self.found = settle(records)
+            self.found = one_per_episode(records)
         except UserError:
             self.close()
             raise
@@ -213,7 +213,7 @@ class Manifest:
             self._write({"episodes_per_task": self.header["episodes_per_task"]})
 
     def append(self, record: EpisodeRecord) -> None:
-        """Adds an episode that has ended; it outlives the process from now on.
+        """Adds an episode that has ended; from now on it survives the end of the process.
 
         Raises:
             UserError: if the disk is full; the lines before stay whole.
@@ -221,7 +221,7 @@ class Manifest:
         self._write(dataclasses.asdict(record))
 
     def close(self) -> None:
-        """Gives the file free; one without a single line is removed."""
+        """Releases the file; an empty one is removed."""
         if not self._file.closed:
             is_empty = self._file.tell() == 0
             self._file.close()
@@ -230,7 +230,7 @@ class Manifest:
             self._lock.release()
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        line, own = chain.seal(self._last, content)
+        line, digest = chain.seal(self._last, content)
         size = self._file.tell()
         try:
             rest = line
@@ -243,7 +243,7 @@ class Manifest:
                 f"{self.path} cannot be written ({error.strerror}): what it holds is safe; make room, and the same "
                 "command runs the other episodes"
             ) from error
-        self._last = own
+        self._last = digest
 
 
 def write_manifest(directory: Path, header: Header, records: list[EpisodeRecord]) -> Path:

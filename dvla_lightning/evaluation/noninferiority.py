@@ -1,4 +1,4 @@
-"""Is one way of running the policy no worse than another? Paired comparison on the same initial states."""
+"""Non-inferiority of one way of running the policy to another: a paired comparison on the same initial states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def paired_difference_interval(
         high = (a - b) + sqrt((u_a - a)^2 - 2 phi (u_a - a)(b - l_b) + (b - l_b)^2)
 
     Args:
-        success_a: outcomes of the one way.
+        success_a: outcomes of one way.
         success_b: outcomes of the other, on the same initial states in the same order.
         confidence: of the interval, in (0, 1).
 

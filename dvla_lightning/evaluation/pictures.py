@@ -24,7 +24,7 @@ def picture_strip(episode: Episode, num_frames: int = 6) -> NDArray[np.uint8]:
     Returns:
         (H, W * frames + gaps, 3) uint8.
     """
-    pictures = [t.picture for t in episode.transitions if t.picture is not None]
+    pictures = episode.pictures
     chosen = np.unique(np.linspace(0, len(pictures) - 1, num_frames).round().astype(int))
     gap = np.full((pictures[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for n in chosen for part in (gap, pictures[n])]
@@ -43,7 +43,7 @@ def load_strip(path: Path) -> tuple[NDArray[np.uint8], str]:
     """A picture written by `save_strip` and its caption.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is damaged.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:

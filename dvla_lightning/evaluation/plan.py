@@ -1,4 +1,4 @@
-"""What an evaluation runs: `data.evaluation`, the same part of every data module."""
+"""The plan of an evaluation: `data.evaluation`, the same part of every data module."""
 
 from __future__ import annotations
 
@@ -68,15 +68,11 @@ class Evaluation:
 
     @property
     def is_partial(self) -> bool:
-        """Whether others run the rest of it."""
+        """Whether it is one of several shards."""
         return Shard.parse(self.shard).count > 1
 
     def check_tasks(self, environment: Environment, tasks: Sequence[str]) -> None:
-        """Complains about a mapping `num_steps` that names what is no task, or lacks one that is evaluated.
-
-        Raises:
-            UserError: if so.
-        """
+        """Raises `UserError` if a mapping `num_steps` names an unknown task, or lacks one that is evaluated."""
         if not isinstance(self.num_steps, Mapping):
             return
         if unknown := [task for task in self.num_steps if task not in environment.tasks]:
@@ -85,16 +81,16 @@ class Evaluation:
         if missing := [task for task in tasks if task not in self.num_steps]:
             raise UserError(f"{OPTION}: num_steps has no K for task {missing[0]!r}: give one, or one number for all")
 
-    def steps(self, tasks: Sequence[str], otherwise: Mapping[str, int]) -> dict[str, int]:
+    def steps(self, tasks: Sequence[str], default: Mapping[str, int]) -> dict[str, int]:
         """Task -> K.
 
         Args:
             tasks: that are evaluated.
-            otherwise: task -> K where nothing is said here.
+            default: task -> K without `num_steps`.
         """
         if isinstance(self.num_steps, int):
             return dict.fromkeys(tasks, self.num_steps)
-        chosen = otherwise if self.num_steps is None else self.num_steps
+        chosen = default if self.num_steps is None else self.num_steps
         return {task: chosen[task] for task in tasks}
 
     def specs(
@@ -109,7 +105,7 @@ class Evaluation:
             steps: task -> K.
 
         Raises:
-            UserError: if there are not so many initial states, or the tasks do not divide the episodes.
+            UserError: if there are fewer initial states, or the episodes do not divide evenly among the tasks.
         """
         num_episodes = self.num_episodes
         if num_episodes == "all":
@@ -120,5 +116,5 @@ class Evaluation:
         return [dataclasses.replace(spec, pictures=n in recorded) for n, spec in enumerate(specs)]
 
     def share(self, specs: Sequence[EpisodeSpec], rank: int, num_ranks: int) -> list[EpisodeSpec]:
-        """What one rank of this shard runs of the grid."""
+        """The part of the grid that one rank of this shard runs."""
         return Shard.parse(self.shard).of(specs)[rank::num_ranks]

@@ -1,4 +1,4 @@
-"""The evaluation that a policy directory carries: how to run it again, and what came of it.
+"""The evaluation that a policy directory carries: how to run it again, and its results.
 
 evaluation/recipe.json        environment, tasks, K, seed and number of episodes, in plain types
 evaluation/evaluation.jsonl   the manifest of the author's evaluation, where it was published
@@ -18,7 +18,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.header import Header, grid, grown
 from dvla_lightning.evaluation.manifest import read_directory, write_manifest
 from dvla_lightning.evaluation.plan import Evaluation
-from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
+from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, one_per_episode
 from dvla_lightning.evaluation.success import SuccessCount, count_by_task
 from dvla_lightning.files import whole_file
 from dvla_lightning.policy_config import build, check_keys, known_class, parse
@@ -81,14 +81,13 @@ def write_recipe(directory: Path, recipe: Mapping[str, Any]) -> None:
 def read_recipe(directory: Path, trusted_modules: Sequence[str] = ()) -> dict[str, Any] | None:
     """Reads the recipe of a policy directory as a configuration of `EvaluationDataModule`.
 
-    It may be a stranger's: a class is not imported unless it is known or trusted, and nothing in it may name a program
-    or a folder.
+    It may be a stranger's: a class must be known or trusted to be imported, and nothing may name a program or folder.
 
     Returns:
         The arguments, in plain types; None if the directory has no recipe.
 
     Raises:
-        UserError: if it is damaged or asks for what a stranger may not ask for.
+        UserError: if it is damaged or asks for something that is not allowed.
     """
     path = directory / FOLDER / RECIPE
     if not path.is_file():
@@ -142,7 +141,7 @@ def publish(
 
 
 def compare_with_published(directory: Path, header: Header) -> str | None:
-    """One line with the success that the policy directory says, if it carries a record."""
+    """One line with the published success; None if the policy directory carries no record."""
     if not (directory / FOLDER).is_dir():
         return None
     try:
@@ -152,6 +151,6 @@ def compare_with_published(directory: Path, header: Header) -> str | None:
     if published is None:
         return None
     is_same = {**grown(published, 0), "versions": None} == {**grown(header, 0), "versions": None}
-    counts = count_by_task(published["num_steps"], settle(records).values())
+    counts = count_by_task(published["num_steps"], one_per_episode(records).values())
     total = sum(counts.values(), SuccessCount(0, 0))
     return f"published with the policy{'' if is_same else ', under other settings'}: {total}"

@@ -1,4 +1,4 @@
-"""Episodes shared among the ranks of a run, and what the ranks tell each other about them."""
+"""Episodes shared among the ranks of a run, and objects gathered from all ranks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dvla_lightning.errors import UserError
 T = TypeVar("T")
 
 
-def own_share(items: Sequence[T]) -> Sequence[T]:
-    """This rank's part: every world-size-th item; everything where there is no process group."""
+def rank_share(items: Sequence[T]) -> Sequence[T]:
+    """This rank's share: every world-size-th item; everything where there is no process group."""
     if not _is_distributed():
         return items
     return items[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
@@ -29,7 +29,7 @@ def gather_objects(item: T) -> list[T]:
 
 
 def gather_or_raise(outcome: T | UserError) -> list[T]:
-    """As `gather_objects`; all ranks raise the first error: one that stopped alone would leave the others waiting.
+    """As `gather_objects`, but all ranks raise the first error: one that stopped alone would leave the others waiting.
 
     Raises:
         UserError: of any rank.

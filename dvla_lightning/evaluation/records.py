@@ -11,7 +11,7 @@ from dvla_lightning.rollout.episode import Episode
 
 
 class EpisodeKey(NamedTuple):
-    """Which episode of an evaluation's grid."""
+    """The key of an episode in an evaluation's grid."""
 
     task: str
     initial_state: int
@@ -22,7 +22,7 @@ class EpisodeKey(NamedTuple):
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """What was asked for and what happened.
+    """The record of one episode: what was asked for, and what happened.
 
     Attributes:
         task: name of the task.
@@ -68,23 +68,23 @@ class EpisodeRecord:
 
     @property
     def outcome(self) -> tuple[bool, int, int]:
-        """What must be the same whenever and wherever the episode is run."""
+        """The part that is the same whenever and wherever the episode is run."""
         return self.success, self.num_env_steps, self.num_decisions
 
 
-def settle(records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
-    """One record per episode: an episode that ended in an error may have been run again since.
+def one_per_episode(records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
+    """The record of each episode; one that ended in an error gives way to one that ran.
 
     Raises:
         UserError: if an episode ran twice and came out differently, so that neither can be trusted.
     """
-    settled: dict[EpisodeKey, EpisodeRecord] = {}
+    chosen: dict[EpisodeKey, EpisodeRecord] = {}
     for record in records:
-        known = settled.get(record.key)
+        known = chosen.get(record.key)
         if known is None or known.error is not None:
-            settled[record.key] = record
+            chosen[record.key] = record
         elif record.error is None and record.outcome != known.outcome:
             raise UserError(
                 f"{record.key} is recorded twice with different outcomes: evaluate again in another directory"
             )
-    return settled
+    return chosen

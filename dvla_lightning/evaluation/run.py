@@ -10,7 +10,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.header import Header
 from dvla_lightning.evaluation.manifest import Manifest
 from dvla_lightning.evaluation.ranks import gather_or_raise
-from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, settle
+from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord, one_per_episode
 from dvla_lightning.evaluation.videos import save_video
 from dvla_lightning.policy import DVLAPolicy
 from dvla_lightning.rollout.collector import Collector
@@ -26,7 +26,7 @@ class EvaluationRun:
         videos: folder for videos of the episodes with pictures; None makes none.
 
     Attributes:
-        header: what is evaluated and how; None of an evaluation that keeps no manifest.
+        header: of the manifest; None if none is kept.
         records: of this rank's episodes, and of all that were recorded before.
         pictured: success or not -> one episode with its pictures, of those that this rank ran.
     """
@@ -39,7 +39,7 @@ class EvaluationRun:
         self._manifest: Manifest | None = None
 
     def keep_manifest(self, directory: Path, header: Header, rank: int) -> None:
-        """From now on every episode is recorded, and those recorded before are not run again; all ranks call it.
+        """Records every episode from now on; those recorded before are not run again. Every rank must call it.
 
         Raises:
             UserError: if the directory cannot be used, on every rank.
@@ -52,7 +52,7 @@ class EvaluationRun:
             outcome = error
         # Where ranks share no file system, each knows only its own episodes.
         found = gather_or_raise(outcome)
-        self.records = settle(record for part in found for record in part.values())
+        self.records = one_per_episode(record for part in found for record in part.values())
         self.header = header
         gather_or_raise(self._begin(manifest))
         if self.records and rank == 0:
@@ -69,7 +69,7 @@ class EvaluationRun:
     def run(
         self, specs: Sequence[EpisodeSpec], title: str, before_decision: Callable[[], None] | None = None
     ) -> list[EpisodeRecord]:
-        """Runs what is not recorded yet; an episode that ended in an error before is run again.
+        """Runs the episodes that are not recorded yet, and those that ended in an error before.
 
         Args:
             specs: this rank's share.
@@ -92,7 +92,7 @@ class EvaluationRun:
         return [self.records[EpisodeKey(spec.task, spec.initial_state)] for spec in specs]
 
     def close(self) -> None:
-        """Gives the manifest free."""
+        """Releases the manifest."""
         if self._manifest is not None:
             self._manifest.close()
 
@@ -131,6 +131,6 @@ class EvaluationRun:
 
 
 def _drop_pictures(episode: Episode | None) -> None:
-    """What is large and not shown; the collector holds all episodes until the last one ends."""
+    """Frees memory: the collector holds all episodes until the last one ends."""
     for transition in episode.transitions if episode is not None else []:
         transition.picture = transition.observation = None

@@ -1,4 +1,4 @@
-"""Which episodes to run: training specs of an RL iteration, the grid of an evaluation."""
+"""The episodes to run: training specs of an RL iteration, the grid of an evaluation."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def training_specs(
         iteration: number of the RL iteration, from 0; of the task, where each is drawn by itself.
         group_size: consecutive episodes that begin in the same initial state and differ in their seeds.
         refill: number of the collection inside the iteration, from 0.
-        use: what the episodes are for; no two uses have a stream in common.
+        use: purpose of the episodes; no two uses have a stream in common.
 
     Returns:
         The specs, group after group; a rank takes every world-size-th group.
@@ -149,7 +149,7 @@ def evaluation_seed(split: str, seed: int, task: str, initial_state: int) -> int
 
 
 def num_protocol_episodes(environment: Environment, tasks: Sequence[str]) -> int:
-    """How many held-out episodes the environment's protocol asks for, over all tasks.
+    """Number of held-out episodes of all tasks that the environment's protocol asks for.
 
     Raises:
         UserError: if it does not say.

@@ -12,7 +12,7 @@ from typing import Any
 from dvla_lightning.envs.base import Observation
 from dvla_lightning.errors import UserError, last_line
 from dvla_lightning.evaluation.noninferiority import lower_bound
-from dvla_lightning.evaluation.ranks import gather_or_raise, own_share
+from dvla_lightning.evaluation.ranks import gather_or_raise, rank_share
 from dvla_lightning.evaluation.specs import training_specs
 from dvla_lightning.evaluation.step_schedule import StepSchedule
 from dvla_lightning.evaluation.success import wilson_interval
@@ -27,13 +27,13 @@ TIMED_DECISIONS = 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a measurement keeps of an episode; thousands of them, with their pictures, would not fit into memory.
+    """The outcome of an episode: thousands of whole ones, with their pictures, would not fit into memory.
 
     Attributes:
         success: whether the task was solved.
         num_decisions: policy calls.
         error: why the episode could not be run, in one line; else None.
-        observation: what it showed last, for a few episodes.
+        observation: the last one, for a few episodes.
     """
 
     success: bool
@@ -108,7 +108,7 @@ def choose_num_steps(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def compare(task: str, runs: Mapping[int, Sequence[Outcome]], margin: float, confidence: float) -> list[dict[str, Any]]:
-    """What was found at each K, in plain YAML types; the best K has most successes, the smaller one of equals.
+    """The results at each K, in plain YAML types; the best K has most successes, the smaller one of equals.
 
     Args:
         task: its name, for the error message.
@@ -176,7 +176,7 @@ def check_measurement(
     margin: float,
     confidence: float,
 ) -> None:
-    """Complains before the first episode."""
+    """Raises `UserError` for arguments that do not fit, before the first episode."""
     check_choice(num_steps, episodes_per_task, margin, confidence)
     for steps in num_steps:
         policy.check_num_steps(steps)
@@ -184,7 +184,7 @@ def check_measurement(
 
 
 def check_choice(num_steps: Sequence[int], episodes_per_task: int, margin: float, confidence: float) -> None:
-    """Complains about what no policy could be measured with."""
+    """Raises `UserError` for values with which no policy could be measured."""
     if not 0 < margin < 1:
         raise UserError(f"margin must be a success rate between 0 and 1, such as 0.05, got {margin}")
     if not 0.5 < confidence < 1:
@@ -206,20 +206,20 @@ def _run(
 ) -> dict[int, list[Outcome]]:
     """K -> outcomes of all ranks, on every rank, in an order that is the same at every K.
 
-    A rank that cannot run its share takes the others along: one that stopped alone would leave them waiting.
+    A rank that cannot run its share stops the others, too: they would wait for it.
     """
     number = collector.environment.tasks.index(task)
-    own: dict[int, list[Outcome]] = {}
+    outcomes: dict[int, list[Outcome]] = {}
     problem: UserError | None = None
     try:
         for steps in num_steps:
-            specs = own_share(training_specs([task], episodes_per_task, steps, seed, number, use="schedule"))
+            specs = rank_share(training_specs([task], episodes_per_task, steps, seed, number, use="schedule"))
             title = f"{task}, K = {steps}"
             episodes = collector.run(policy, specs, title, before_decision, keep_decisions=False)
-            own[steps] = _outcomes(episodes, TIMED_DECISIONS if steps == min(num_steps) else 0)
+            outcomes[steps] = _outcomes(episodes, TIMED_DECISIONS if steps == min(num_steps) else 0)
     except UserError as error:
         problem = error
-    ranks = gather_or_raise(problem or own)
+    ranks = gather_or_raise(problem or outcomes)
     return {steps: [outcome for part in ranks for outcome in part[steps]] for steps in num_steps}
 
 
@@ -228,7 +228,7 @@ def _observations(runs: Mapping[int, Sequence[Outcome]]) -> list[Observation]:
 
 
 def _outcomes(episodes: Sequence[Episode], num_observations: int) -> list[Outcome]:
-    """The first ones that ran keep what they showed last; what it shows makes no difference to a decision's time."""
+    """The outcomes; the first ones that ran keep an observation, any of which serves to time decisions."""
     outcomes = []
     for episode in episodes:
         if episode.error is not None:

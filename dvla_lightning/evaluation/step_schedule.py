@@ -25,8 +25,8 @@ class StepSchedule(Mapping[str, int]):
 
     Args:
         num_steps: task -> K, at least 1.
-        evidence: what the measurement found, in plain YAML types; empty for a schedule written by hand.
-        source: where it comes from, for error messages.
+        evidence: results of the measurement, in plain YAML types; empty for a schedule written by hand.
+        source: its origin, for error messages.
 
     Raises:
         UserError: if there is no task, a task is no string, or a K is not a positive integer.
@@ -72,7 +72,7 @@ class StepSchedule(Mapping[str, int]):
         return StepSchedule({task: self[task] for task in tasks}, self.evidence, self.source)
 
     def check(self, environment_tasks: Sequence[str], policy: DVLAPolicy) -> None:
-        """Complains about what this environment and policy cannot run.
+        """Checks that this environment and policy can run it.
 
         Args:
             environment_tasks: names of all tasks of the environment.
@@ -117,7 +117,7 @@ class StepSchedule(Mapping[str, int]):
 
         Args:
             path: YAML file; missing folders are made.
-            command: what measured the schedule, for the comment at its head.
+            command: of the measurement, for the comment at its head.
 
         Raises:
             UserError: if it cannot be written.
@@ -130,7 +130,7 @@ class StepSchedule(Mapping[str, int]):
 
 
 def sampler_mismatch(schedule: StepSchedule, sampler: Sampler) -> str | None:
-    """One sentence if the schedule was measured with another sampler, else None (also where it does not say).
+    """One sentence if the schedule was measured with another sampler, else None (also if it has no evidence).
 
     Commit order and K cannot be chosen apart: a K that suffices in one order may fail in another.
     """

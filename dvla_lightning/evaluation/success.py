@@ -114,7 +114,7 @@ class TaskSuccess(torchmetrics.Metric):
 
 
 class NetworkEvaluations(NamedTuple):
-    """What the episodes cost: a decision takes K forward passes; 0 where there was none."""
+    """Network evaluations of episodes, K per decision; 0 where there was none."""
 
     per_decision: float
     per_episode: float

@@ -1,4 +1,4 @@
-"""What is printed about an evaluation: its table, and what there is to do or to read."""
+"""The printed report of an evaluation: its table, and what to do or read next."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
 from dvla_lightning.evaluation.success import count_by_task, steps_text, success_table
 
 
-def conclude(directory: Path, header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> str:
-    """What `dvla validate` and `dvla merge` print at their end.
+def evaluation_report(directory: Path, header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> str:
+    """The report that `dvla validate` and `dvla merge` print at their end.
 
     Args:
         directory: which holds the manifest.
@@ -32,7 +32,7 @@ def conclude(directory: Path, header: Header, records: Mapping[EpisodeKey, Episo
 
 
 def evaluation_table(header: Header, records: Mapping[EpisodeKey, EpisodeRecord]) -> str:
-    """The table for people: per task and for all of them, n and Wilson intervals; under it what must not be missed.
+    """The table for people: per task and for all of them, n and Wilson intervals; under it the remarks.
 
     Args:
         header: of the evaluation.
@@ -50,5 +50,5 @@ def evaluation_table(header: Header, records: Mapping[EpisodeKey, EpisodeRecord]
 
 
 def remark_lines(header: Mapping[str, Any]) -> list[str]:
-    """What every table made from an evaluation says under its rows."""
+    """The lines under every table of an evaluation."""
     return [f"note: {remark}" for remark in header["remarks"]]

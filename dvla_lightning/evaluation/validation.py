@@ -1,4 +1,4 @@
-"""What the header and the lines of an evaluation must be. It reads strangers' files: nothing in them is believed."""
+"""Checks the header and the lines of an evaluation, which may be a stranger's: nothing in them is trusted."""
 
 from __future__ import annotations
 
@@ -37,11 +37,7 @@ RECORD_TYPES = {
 
 
 def check_header(header: Header) -> None:
-    """Complains about what is no header.
-
-    Raises:
-        ValueError: in a few words.
-    """
+    """Raises `ValueError`, in a few words, if it is no header."""
     version = header.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"it has format version {version!r}, this release of dvla-lightning reads {FORMAT_VERSION}")
@@ -60,11 +56,7 @@ def check_header(header: Header) -> None:
 
 
 def check_size(num_steps: Mapping[str, int], episodes_per_task: Any) -> None:
-    """Complains about a grid without episodes, or with more than anybody runs.
-
-    Raises:
-        ValueError: in a few words.
-    """
+    """Raises `ValueError`, in a few words, for a grid without episodes, or with more than anybody runs."""
     if type(episodes_per_task) is not int or not 1 <= episodes_per_task <= MAX_EPISODES // len(num_steps):
         raise ValueError(f"episodes_per_task cannot be {episodes_per_task!s:.20}")
 
@@ -91,11 +83,7 @@ def read_record(row: Mapping[str, Any], header: Header) -> EpisodeRecord:
 
 
 def check_new(record: EpisodeRecord, known: Mapping[EpisodeKey, EpisodeRecord]) -> None:
-    """Complains about an episode that is there already; one that ended in an error may have been run again.
-
-    Raises:
-        ValueError: in a few words.
-    """
+    """Raises `ValueError`, in a few words, if the episode is there already and did not end in an error."""
     before = known.get(record.key)
     if before is not None and before.error is None:
         raise ValueError(f"{record.key} is there already")

@@ -36,7 +36,7 @@ def save_video(folder: Path, episode: Episode) -> Path:
 
     outcome = "success" if episode.success else "failure"
     path = folder / f"{episode.spec.task}-{episode.spec.initial_state}-{outcome}.mp4"
-    pictures = [t.picture for t in episode.transitions if t.picture is not None]
+    pictures = episode.pictures
     height, width = (size - size % 2 for size in pictures[0].shape[:2])  # H.264 halves the resolution of colours
     with whole_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)

@@ -19,7 +19,7 @@ SRUN_MARKS = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_SRUN_COMM_HOST")
 
 
 class SrunRanks(SLURMEnvironment):
-    """Ranks that srun started; signals are ours to answer, and --ntasks is as good as --ntasks-per-node."""
+    """Ranks that srun started, with our own signal handling, and with --ntasks as well as --ntasks-per-node."""
 
     def __init__(self) -> None:
         super().__init__(auto_requeue=False)
@@ -34,7 +34,7 @@ class SrunRanks(SLURMEnvironment):
         return num_external_ranks()
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """Checks nothing: `check_world` says it better."""
+        """Checks nothing: `check_world` does, with a better sentence."""
 
 
 def started_by_srun() -> bool:
@@ -67,7 +67,7 @@ def is_first_process() -> bool:
 
 
 def cluster_environment() -> ClusterEnvironment | None:
-    """The origin of the ranks where Lightning would guess wrong; None where it does not.
+    """The environment of the ranks where Lightning would guess wrong, else None.
 
     Raises:
         UserError: for variables of SLURM that are missing or no numbers.
@@ -80,11 +80,7 @@ def cluster_environment() -> ClusterEnvironment | None:
 
 
 def check_world(trainer: Any) -> None:
-    """Checks that the processes that exist are the ranks that the Trainer expects.
-
-    Raises:
-        UserError: if so.
-    """
+    """Raises `UserError` unless the processes that exist are the ranks that the Trainer expects."""
     ranks = num_external_ranks()
     if ranks > 1 and ranks != trainer.world_size:
         by = "torchrun" if is_torchelastic_launched() else "srun"

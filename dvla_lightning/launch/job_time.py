@@ -1,4 +1,4 @@
-"""`trainer.max_time`: how long one job may train."""
+"""`trainer.max_time`: the time limit of one job."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Timer
 class JobTime(Timer):
     """Lightning's Timer, without memory of earlier jobs.
 
-    That one counts the time of a whole run, so that a job which is started again with the same limit and --ckpt_path
-    auto ends before its first iteration, or inside it, and so does every one after it.
+    Lightning's counts the time of a whole run: a job that is started again with the same limit and --ckpt_path auto
+    would end before or inside its first iteration, and so would every one after it.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Saves nothing."""
         return {}

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Lightning tells about its products, torch about an internal rename; neither is the user's business. And what is logged
+# Lightning advertises its products, torch announces an internal rename; neither concerns the user. And what is logged
 # without sync_dist is a sum over ranks already, or rank 0's alone on purpose (time; diagnostics of K that others lack).
 WARNINGS = (
     "LeafSpec",
@@ -18,9 +18,9 @@ WARNINGS = (
     "in eval mode at the start of training",
     "sync_dist=True",
 )
-# logger -> how its messages begin that are not passed on: advertisements, hardware that `dvla doctor` tells more about,
-# and what Lightning believes to be a default of reading checkpoints, which `checkpointing.storage` overrules.
-REMARKS = {
+# logger -> beginnings of messages that are dropped: advertisements, hardware that `dvla doctor` says more about, and a
+# default of reading checkpoints, which `checkpointing.storage` overrules.
+MESSAGES = {
     "lightning.pytorch.utilities.rank_zero": ("💡 Tip: ", "GPU available: ", "TPU available: ", "HPU available: "),
     "lightning.pytorch.trainer.connectors.checkpoint_connector": ("`weights_only` was not set",),
 }
@@ -28,20 +28,20 @@ REMARKS = {
 
 def is_of_interest(record: logging.LogRecord) -> bool:
     """Whether the user should see it; warnings always."""
-    return record.levelno > logging.INFO or not record.getMessage().startswith(REMARKS[record.name])
+    return record.levelno > logging.INFO or not record.getMessage().startswith(MESSAGES[record.name])
 
 
 @contextmanager
 def without_advertisements() -> Iterator[None]:
-    """Silences `WARNINGS`, and `REMARKS` for as long as the block runs."""
+    """Silences `WARNINGS`, and `MESSAGES` for as long as the block runs."""
     for text in WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
-    for name in REMARKS:
+    for name in MESSAGES:
         logging.getLogger(name).addFilter(is_of_interest)
     try:
         yield
     finally:
-        for name in REMARKS:
+        for name in MESSAGES:
             logging.getLogger(name).removeFilter(is_of_interest)
 
 
@@ -61,9 +61,9 @@ def own_log_shown() -> Iterator[None]:
 
 @contextmanager
 def faults_said_once() -> Iterator[None]:
-    """Silences the traceback of TensorBoard's thread when the disk refuses: the training thread gets the same error.
+    """Silences the traceback of TensorBoard's thread when it cannot write.
 
-    It does so at the next number that is logged, and ends the run with a sentence.
+    The training thread gets the same error at the next number that is logged, and ends the run with a sentence.
     """
     before = threading.excepthook
 

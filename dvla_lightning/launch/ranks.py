@@ -1,7 +1,7 @@
 """Ranks that this command starts on one machine: they meet on loopback, and end together, with one sentence.
 
-Rank 0 starts the others and watches them. A rank that fails hands its sentence to rank 0 through a pipe, so that it is
-said once; one that is killed says nothing, and rank 0 speaks for it. Ranks watch rank 0 in the same way.
+Rank 0 starts the others and watches them. A rank that fails sends its sentence to rank 0 through a pipe, so that it is
+printed once; for one that is killed rank 0 makes up a sentence. Ranks watch rank 0 in the same way.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from dvla_lightning.launch.trainer_flags import check_port
 WORDS = "DVLA_LAST_WORDS"
 """Environment variable of a started rank: descriptor of the pipe to rank 0, and the process id of rank 0."""
 GRACE_SECONDS = 5.0
-"""How long a rank may take to notice the loss of another by itself, and to close its simulators."""
+"""Time for a rank to notice the loss of another by itself, and to close its simulators."""
 RESUME = "continue with --ckpt_path auto"
 # How gloo and NCCL say, in exceptions without a class of their own, that a peer is gone.
 LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
 
 
 class RankLauncher(_SubprocessScriptLauncher):
-    """Lightning's launcher, without its way to end: it kills rank 0 and leaves the last word to gloo."""
+    """Lightning's launcher with another end: Lightning's kills rank 0, and the last message is one of gloo."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         self.trainer = trainer
@@ -72,15 +72,15 @@ class RankLauncher(_SubprocessScriptLauncher):
         return next(((rank, code) for rank, code in enumerate(codes, 1) if code), None)
 
     def sentence(self) -> str | None:
-        """Says why a rank failed, in its own words if it had any; None if none did."""
+        """The reason why a rank failed, in its own words if it sent any; None if none failed."""
         if (failed := self.failed()) is None:
             return None
         rank, code = failed
         with contextlib.suppress(BlockingIOError):
             if words := os.read(self._words, 65536).decode(errors="replace"):
                 self._last_words = words.splitlines()[0]
-        if own := getattr(self, "_last_words", None):
-            return own
+        if sent := getattr(self, "_last_words", None):
+            return sent
         if code < 0:
             return f"rank {rank} was killed ({signal.Signals(-code).name}; out of memory?), so this run ends: {RESUME}"
         return f"rank {rank} ended with exit code {code}, see its message above, so this run ends: {RESUME}"
@@ -145,7 +145,7 @@ def meet_on_loopback() -> torch.distributed.Store:
 
 
 def use_launcher(trainer: Any) -> None:
-    """Puts `RankLauncher` in the place of Lightning's own where ranks are started from here."""
+    """Replaces Lightning's launcher by `RankLauncher` where this command starts the ranks."""
     theirs = trainer.strategy.launcher
     if type(theirs) is _SubprocessScriptLauncher and isinstance(theirs.cluster_environment, LightningEnvironment):
         trainer.strategy._launcher = RankLauncher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
@@ -153,20 +153,20 @@ def use_launcher(trainer: Any) -> None:
 
 @contextlib.contextmanager
 def ending_together(launcher: Any) -> Iterator[None]:
-    """Ends all ranks where one fails, and says the reason once.
+    """Ends all ranks where one fails, and prints the reason once.
 
     Raises:
-        UserError: the reason, on the rank that says it.
+        UserError: the reason, on the rank that prints it.
         SystemExit: on the others.
     """
     try:
         yield
     except BaseException as error:
-        own = launcher if isinstance(launcher, RankLauncher) else None
-        if own is not None and own.procs:
-            _end_as_rank_0(own, error)
-        elif own is not None and os.environ.get("LOCAL_RANK", "0") != "0" and WORDS in os.environ:
-            _end_as_started_rank(own, error)
+        is_ours = isinstance(launcher, RankLauncher)
+        if is_ours and launcher.procs:
+            _end_as_rank_0(launcher, error)
+        elif is_ours and os.environ.get("LOCAL_RANK", "0") != "0" and WORDS in os.environ:
+            _end_as_started_rank(launcher, error)
         elif _is_lost_peer(error):
             raise UserError(f"another rank of this run ended, its own message says why; then {RESUME}") from error
         raise

@@ -12,7 +12,7 @@ from dvla_lightning.paths import local_path, writable_directory
 
 LOCK = ".lock"
 EVENTS = "events.out.tfevents.*.{}.*"
-"""What TensorBoard writes in the process of this number."""
+"""The files that TensorBoard writes in the process with this id."""
 OTHER_DIRECTORY = "choose another directory with --trainer.default_root_dir"
 CKPT_PATH_HELP = (
     'Checkpoint to go on from: a file; "last": checkpoints/last.ckpt of trainer.default_root_dir; "auto" (fit only): '
@@ -36,7 +36,7 @@ class RunDirectory:
 
     def __init__(self, given: str | os.PathLike[str] | None) -> None:
         if given is None:
-            raise UserError("trainer.default_root_dir: give the directory that the run shall be written to")
+            raise UserError("trainer.default_root_dir: give the directory to write the run to")
         self.root = writable_directory(given, "trainer.default_root_dir")
         self._lock: ProcessLock | None = None
         self._made: list[Path] = []  # directories that `lock` had to make, the innermost first
@@ -63,7 +63,7 @@ class RunDirectory:
             raise UserError(f"--ckpt_path auto is for fit: `dvla {verb}` takes last, or a file")
         if given in ("auto", "last") and self.last.exists():
             return self.last
-        # Where there are no hard links a process that is killed while it writes may leave this one alone.
+        # Where there are no hard links, a process that is killed while it writes may leave only this one.
         previous = self.checkpoints / "previous.ckpt"
         if given == "auto":
             return previous if previous.exists() else None
@@ -76,13 +76,10 @@ class RunDirectory:
         return path
 
     def check_free(self, resumed: Path | None) -> None:
-        """Checks that no new run, or one that goes on from elsewhere, overwrites the run that is here.
+        """Raises `UserError` if a new run, or one resumed from elsewhere, would overwrite the run that is here.
 
         Args:
             resumed: the checkpoint that training goes on from.
-
-        Raises:
-            UserError: if so.
         """
         if resumed is not None and self.root.resolve() in resumed.resolve().parents:
             return
@@ -117,12 +114,12 @@ class RunDirectory:
             raise UserError(
                 f"{self.root} is being written to by another fit ({owner}): wait for its end, or {OTHER_DIRECTORY}"
             ) from owner
-        if self._lock.is_removed:  # by the `release` of another run, in this moment
+        if self._lock.is_removed:  # just now, by the `release` of another run
             self._lock.release()
             self.lock()
 
     def release(self) -> None:
-        """Lets others write to the directory; one that `lock` made goes away again where no run came of it."""
+        """Unlocks the directory, and removes it again if `lock` made it and no run began in it."""
         if self._lock is not None:
             if self._made:
                 self._remove_unused()
@@ -130,7 +127,7 @@ class RunDirectory:
             self._lock = None
 
     def _remove_unused(self) -> None:
-        """Removes what a run leaves that ends before it trains, and nothing if there is anything else."""
+        """Removes the files of a run that ended before it trained; nothing if there are others."""
         with suppress(OSError):
             self.checkpoints.rmdir()
         ours = [self.root / LOCK, *self.root.glob(EVENTS.format(os.getpid()))]

@@ -1,4 +1,4 @@
-"""The configuration that a run leaves behind, as a starting point for anybody."""
+"""The configuration file of a run, as a starting point for other runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dvla_lightning.files import atomic_text
 class SavedConfig(SaveConfigCallback):
     """config.yaml in the run directory, whatever the loggers are, and in TensorBoard.
 
-    It holds what was asked for, and nothing that this run made of it: neither where its logger and its checkpoints went
-    nor what it was resumed from. It is written once the run could be set up, so that a command that is refused leaves
-    that of the run in the directory alone. An evaluation writes validate.yaml (test.yaml, ...).
+    It holds what was asked for, without the places of this run's logger and checkpoints and without the checkpoint it
+    was resumed from. It is written once the run is set up, so that a command that is refused does not overwrite the
+    file of an earlier run. An evaluation writes validate.yaml (test.yaml, ...).
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes nothing, unlike Lightning's: what does not fit is found out later."""
+        """Writes nothing, unlike Lightning's: options that do not fit are found later."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "config.yaml")

@@ -1,4 +1,4 @@
-"""Flags of the Trainer that Lightning takes without a word, or answers with a traceback: one sentence each."""
+"""Checks of Trainer flags that Lightning silently accepts, or answers with a traceback: one sentence for each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.launch.cluster import num_external_ranks
 
 MAX_SEED = 2**32 - 1
-"""What numpy's and Lightning's seeding take."""
+"""The largest seed that numpy and Lightning accept."""
 DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
-# Beside these, strategies either start the command line in ways that it does not know, or want another package.
+# They start the ranks in ways that the command does not know, or need another package.
 UNSUPPORTED_STRATEGIES = ("deepspeed", "ddp_spawn", "ddp_fork", "ddp_notebook", "xla", "single_xla", "hpu")
 UNSUPPORTED_PRECISIONS = {
     "64-true": "observations and statistics are float32: use 32-true",
@@ -27,7 +27,7 @@ def whole_seed(given: Any) -> int:
     """The seed to use; true and null draw one, which config.yaml then names.
 
     Raises:
-        UserError: if it is none, or if several processes would each draw their own.
+        UserError: if it is no seed, or if several processes would each draw their own.
     """
     if given is True or given is None:
         if os.environ.get("LOCAL_RANK", "0") != "0" and os.environ.get("PL_GLOBAL_SEED", "").isdigit():
@@ -121,11 +121,7 @@ def _check_devices(flags: Any) -> None:
 
 
 def check_port() -> None:
-    """Checks that MASTER_PORT is a port; only where ranks meet through it.
-
-    Raises:
-        UserError: if so.
-    """
+    """Raises `UserError` unless MASTER_PORT is a port; for ranks that meet through it."""
     for name in ("MASTER_PORT", "STANDALONE_PORT"):
         port = os.environ.get(name)
         if port is not None and not (port.isdigit() and 0 < int(port) < 2**16):

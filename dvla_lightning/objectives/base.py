@@ -50,16 +50,16 @@ class Objective(ABC):
 
     @abstractmethod
     def prepare(self, policy: DVLAPolicy) -> None:
-        """Called once before training: sets train or eval mode and freezes what this objective does not train."""
+        """Sets train or eval mode and freezes what this objective does not train; called once, before training."""
 
     def check_policy(self, policy: DVLAPolicy) -> None:  # noqa: B027
-        """Called before training, not before an evaluation: raises `UserError` if this cannot train the policy."""
+        """Raises `UserError` if this cannot train the policy; called before training, not before an evaluation."""
 
     def begin_iteration(self, iteration: int) -> None:  # noqa: B027
-        """Called before the first minibatch of a training epoch; `iteration` counts from 0 and survives a resume."""
+        """Begins a training epoch, before its first minibatch; `iteration` counts from 0 and survives a resume."""
 
     def prepare_batch(self, policy: DVLAPolicy, rollouts: Rollouts, rows_at_once: int | None = None) -> None:  # noqa: B027
-        """Called once with what an RL iteration collected: adds what only this objective wants to know of it.
+        """Adds what only this objective needs to the decisions of an RL iteration; called once for each iteration.
 
         Args:
             policy: as it was in the collection.

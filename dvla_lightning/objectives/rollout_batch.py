@@ -17,7 +17,7 @@ class Rollouts:
     """N decisions of one iteration, on the CPU.
 
     Attributes:
-        rows: what the policy saw, N prompt rows.
+        rows: N prompt rows, which the policy saw.
         path: how it decoded its chunks.
         old_log_prob_NSL: float32, log-probability of each token under the behaviour policy, as the objective scores
             it; S is 1 for estimators that score every position once, else their number of views.
@@ -59,9 +59,9 @@ class RolloutBatch:
     """B decisions of one iteration.
 
     Attributes:
-        prompt: what the policy saw.
+        prompt: which the policy saw.
         path: how it decoded its chunk.
-        old_log_prob_BSL: see `Rollouts`, as all up to `version_B`.
+        old_log_prob_BSL: see `Rollouts`, as for all up to `version_B`.
         advantages_B: float32.
         returns_B: float32.
         old_values_B: float32.

@@ -62,15 +62,15 @@ class TrajectoryPPO(Objective):
             number of tokens it commits. At ratio_level step each step counts once anyway.
         value_coef: weight of the value loss.
         value_clip: how far the value may move from its estimate at collection, in units of reward; null: no clip.
-        huber_delta: error, in units of reward, from which on the value loss is linear.
+        huber_delta: error, in units of reward, above which the value loss is linear.
         value_gradient: let the value loss train the backbone, too; with a small backbone that destroys the policy.
         value_warmup_iterations: iterations in which only the value head learns; with value_gradient, too, all other
             weights stay as they are, and so does the optimizer's state of them.
         entropy_coef: weight of the entropy bonus (mean nats per scored token).
-        kl_coef: weight of the KL to the reference policy: the one that training started from. What is trained is kept
-            twice then, in checkpoints, too.
+        kl_coef: weight of the KL to the reference policy: the one that training started from. The trained weights are
+            then kept twice, in checkpoints, too.
         kl_kind: estimator of that KL, see `rl.kl`. As a loss k2 has the gradient of KL(policy || reference), k3 that of
-            KL(reference || policy), and k1 none on average: use it to look, not to regularise.
+            KL(reference || policy), and k1 none on average: use it to measure, not to regularise.
         target_kl: stop updating on an iteration's data once approx_kl (at the ratio level) exceeds this; the minibatch
             that shows it makes no update either, nor those accumulated with it. null: never.
         parity_tolerance: largest |log-ratio| allowed between collection and the first update, where it must be 0 up to
@@ -222,7 +222,7 @@ class TrajectoryPPO(Objective):
         return output
 
     def _score(self, policy: DVLAPolicy, prompt: Prompt, path: DenoisingPath, value_gradient: bool = False) -> _Scored:
-        """Scores rows with one K the way this objective's ratio wants them."""
+        """Scores rows with one K as this objective's ratio needs them."""
         views = self.estimator.views(path, policy.mask_id)
         scores = policy.score(prompt, views, policy.sampler.temperature, value_gradient)
         log_prob_BSL = scores.log_prob_BSL

@@ -158,7 +158,7 @@ def rloo(returns_E: Tensor, groups_E: Tensor) -> Tensor:
 
 
 def informative_groups(returns_E: Tensor, groups_E: Tensor) -> Tensor:
-    """Which episodes are in a group whose returns are not all equal: in the others grpo() and rloo() are 0.
+    """Marks episodes of groups whose returns are not all equal: in the others grpo() and rloo() are 0.
 
     The filter of DAPO's dynamic sampling (arXiv 2503.14476, eq. 11), where the returns are 0 and 1: a task that always
     succeeds or always fails teaches nothing, and its zeros would only dilute the mean over the batch.

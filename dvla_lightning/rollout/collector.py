@@ -139,7 +139,7 @@ class Collector:
     def demonstrate(
         self, specs: Sequence[EpisodeSpec], observe_every: int, on_episode: Callable[[Episode], None] | None = None
     ) -> list[Episode]:
-        """Lets the scripted expert run every spec, keeping all observations.
+        """Runs every spec with the scripted expert, keeping all observations.
 
         Args:
             specs: what to run.

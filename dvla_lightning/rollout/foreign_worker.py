@@ -166,7 +166,7 @@ class Runner:
         return self._transition(observation, executed, reward, terminated, truncated, info["is_success"], *seconds)
 
     def demonstrate(self, num_actions: int) -> dict[str, Any]:
-        """Lets the scripted expert act for up to `num_actions` control steps, re-planning at every one."""
+        """Runs the scripted expert for up to `num_actions` control steps, re-planning at every one."""
         actions: list[NDArray[np.float32]] = []
         total, info = 0.0, {"is_success": False}
         terminated = truncated = False

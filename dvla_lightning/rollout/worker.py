@@ -32,7 +32,7 @@ from dvla_lightning.rollout.output import LastOutput
 MESSAGE_SECONDS = 10
 """A message of a few MB takes milliseconds; one that stands still for so long will not go on."""
 CLOSE_SECONDS = 3.0
-"""How long simulators have to end by themselves."""
+"""Time for simulators to end by themselves."""
 
 MAIN_GUARD = (
     "worker processes import the script that started them, so it must be a file and run only below `if __name__ == "
@@ -61,7 +61,7 @@ class Slot(Protocol):
 
     @property
     def connection(self) -> Connection | None:
-        """What can be waited for; None where `send` has done the work already."""
+        """The object to wait for; None where `send` has done the work already."""
         ...
 
     @property

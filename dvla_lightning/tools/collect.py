@@ -110,7 +110,7 @@ def _fill(
 
 
 def _candidates(environment: Environment, task: str, count: int, seed: int) -> list[EpisodeSpec]:
-    """Episodes of one task, whichever others are collected; fewer are the first ones of more."""
+    """Episodes of one task, whatever other tasks are collected; fewer are the first ones of more."""
     return training_specs([task], count, 0, seed, environment.tasks.index(task), use="demonstrations")
 
 

@@ -23,7 +23,7 @@ def main(args: Sequence[str]) -> None:
     verbs.add_subcommand("ls", OneSentenceParser(), help="one line for each")
     usage = "dvla config cp [--force] NAME [DEST]"
     cp = OneSentenceParser(usage=usage, description="Copies one, with the policies that it names, or all.")
-    cp.add_argument("name", help="as `dvla config ls` has it, or all; rl and tabletop-sft will do, too")
+    cp.add_argument("name", help="a name from `dvla config ls`, or all; short ones such as rl and tabletop-sft will do")
     cp.add_argument("dest", nargs="?", default=".", help="directory below which it gets the same name")
     cp.add_argument("--force", action="store_true", help="overwrite what is there")
     verbs.add_subcommand("cp", cp, help="copy one, or all, into the working directory")
@@ -66,7 +66,7 @@ def copy(name: str, dest: str = ".", force: bool = False) -> list[Path]:
         force: overwrite what is there.
 
     Returns:
-        What was written. Policies that came along and were there before stay as they are.
+        The paths that were written. Policies that came along and were there before stay as they are.
 
     Raises:
         UserError: for an unknown name, or where something would be overwritten without `force`, or would be mixed.
@@ -74,7 +74,7 @@ def copy(name: str, dest: str = ".", force: bool = False) -> list[Path]:
     root = shipped()
     folder = writable_directory(dest, "DEST")
     if folder.suffix in (".yaml", ".yml"):
-        raise UserError(f"DEST {dest}: give the directory below which configs/ and checkpoints/ shall be")
+        raise UserError(f"DEST {dest}: give the directory to put configs/ and checkpoints/ into")
     wanted = entries() if name == "all" else [_find(name)]
     along = [policy for policy in _policies(wanted) if policy not in wanted and not os.path.lexists(folder / policy)]
     for each in wanted:
@@ -82,7 +82,7 @@ def copy(name: str, dest: str = ".", force: bool = False) -> list[Path]:
             raise UserError(f"{folder / each} exists: give another directory, or overwrite it with --force")
         if strangers := _files(folder / each) - _files(root / each):
             raise UserError(
-                f"{folder / each} holds {min(strangers)}, which is not of the shipped one: give another directory"
+                f"{folder / each} holds {min(strangers)}, which the shipped one does not have: give another directory"
             )
     for each in (*wanted, *along):
         for file in _files(root / each):

@@ -78,8 +78,8 @@ def doctor(
         suite: the LIBERO suite whose files are looked for, or "all".
         robotwin: treat a missing or incomplete RoboTwin as broken; its checkout is in ROBOTWIN_ROOT, its Python in
             ROBOTWIN_PYTHON.
-        environment: RoboTwin with other options than its own: robots, renderer, planner.
-        pictures: folder for what LIBERO's and RoboTwin's cameras see.
+        environment: RoboTwin with other options than its defaults: robots, renderer, planner.
+        pictures: folder for the pictures of LIBERO's and RoboTwin's cameras.
 
     Returns:
         Whether nothing is broken.

@@ -9,7 +9,7 @@ from dvla_lightning.errors import UserError
 from dvla_lightning.evaluation.header import Header, differences, grid
 from dvla_lightning.evaluation.manifest import find_files, read_evaluation, write_manifest
 from dvla_lightning.evaluation.records import EpisodeKey, EpisodeRecord
-from dvla_lightning.evaluation.summary import conclude
+from dvla_lightning.evaluation.summary import evaluation_report
 from dvla_lightning.paths import local_path
 from dvla_lightning.tools.parser import OneSentenceParser
 
@@ -45,7 +45,7 @@ def merge(shards: Sequence[str], out: str) -> None:
             "run the shard that lacks it again, which adds what is missing"
         )
     write_manifest(directory, header, [records[key] for key in grid(header)])
-    print(conclude(directory, header, records))
+    print(evaluation_report(directory, header, records))
 
 
 def _join(directories: Sequence[Path]) -> tuple[Header, dict[EpisodeKey, EpisodeRecord]]:

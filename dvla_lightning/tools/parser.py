@@ -37,12 +37,12 @@ MOVED = {
 }
 """Options of data modules that had another name."""
 FOLLOWS = {"num_positions": "chunk_size x action_dim", "vocab_size": "the action tokenizer"}
-"""Options of backbones that were given by hand, and what they follow from."""
+"""Former options of backbones, and what they follow from."""
 NO_CLASS_PATH = re.compile(r"Subclasses are disabled for (\w+),")
 
 
 class ConfigFile(ActionConfigFile):
-    """`--config`: the sentence about a file that holds no options names the file."""
+    """`--config`, with the name of the file in errors about its content."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         """Reads the file.
@@ -94,7 +94,7 @@ def useful_line(message: str, parser: ArgumentParser | None = None) -> str:
 
 
 def _all_expected(useful: Sequence[str], given: str | None) -> str:
-    """The first line; of several types that would have done, all."""
+    """The first line, with all types that would fit."""
     expected = [
         line.removeprefix("Expected a ").split(". Got value")[0] for line in useful if line.startswith("Expected a ")
     ]
@@ -105,7 +105,7 @@ def _all_expected(useful: Sequence[str], given: str | None) -> str:
 
 
 def read_mapping(file: str) -> dict[str, Any]:
-    """The content of a YAML file; empty if there is no such file or it holds no mapping, about which the parser speaks.
+    """The content of a YAML file; empty if there is no such file or it holds no mapping, which the parser reports.
 
     Args:
         file: its path; any other text does no harm.
@@ -135,7 +135,7 @@ def _moved(line: str, parser: ArgumentParser | None) -> str | None:
 
 
 def _meant(line: str, keys: Sequence[str], parser: ArgumentParser | None) -> str:
-    """A near name of an option, or the classes that there are."""
+    """The end of a sentence about a mistake: the most similar option, or the known classes."""
     if parser is None:
         return ""
     if DASH.match(line):
@@ -187,7 +187,7 @@ def _actions(parser: ArgumentParser) -> list[Any]:
 
 
 def known_classes(hint: Any) -> Iterator[type]:
-    """Classes that may be named where a class is asked for: those that are imported, and can be made."""
+    """Classes that a type hint allows, are imported and not abstract."""
     below: type
     for kind in typing.get_args(hint) or [hint]:
         if typing.get_origin(kind) is not None:

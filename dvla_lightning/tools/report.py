@@ -133,7 +133,7 @@ def _draw(run: Path, directory: Path, title: str, before: Side, after: Side, com
 
 
 def _picture(name: str, *directories: Path) -> Path | None:
-    """The first that exists of the recorded episodes with this name."""
+    """The first picture with this name that exists."""
     paths = [directory / "pictures" / f"{name}.png" for directory in directories]
     return next((path for path in paths if path.exists()), None)
 
@@ -192,5 +192,5 @@ def short_names(tasks: Sequence[str], width: int = 22) -> list[str]:
 
 
 def _num_shared(lists: Sequence[Sequence[str]]) -> int:
-    """How many words all lists begin with."""
+    """Number of words that all lists begin with."""
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*lists, strict=False)))

@@ -55,11 +55,11 @@ def schedule(
             success rate 0.75, correlation 0.2 of the outcomes on a state; at rate 0.9 in 7, 77 and 98 %).
         margin: accepted loss of success rate against the best K, between 0 and 1.
         confidence: of the one-sided test that the loss is not larger, between 0.5 and 1.
-        sampler: how tokens are drawn and committed; the schedule holds for it alone. Fields that are not given are the
-            policy's own.
+        sampler: how tokens are drawn and committed; the schedule holds for it alone. Fields that are not given stay as
+            the policy has them.
         seed: of initial states and policy draws.
         trusted_modules: modules of yours that may be imported because the policy names a class in them.
-        command: what the head of the file says about its origin.
+        command: its origin, for the comment at the head of the file.
 
     Raises:
         UserError: for arguments that do not fit, or if no episode of a task could be run.
@@ -102,7 +102,7 @@ def schedule_table(measured: StepSchedule) -> str:
 
 
 def _saving(measured: StepSchedule) -> list[str]:
-    """Network evaluations of the schedule against the largest K everywhere, as they fell in the measured episodes."""
+    """Network evaluations of the schedule against the largest K everywhere, in the measured episodes."""
     tasks = measured.evidence["tasks"]
     chosen = [row for task, rows in tasks.items() for row in rows if row["num_steps"] == measured[task]]
     most = [rows[-1] for rows in tasks.values()]
@@ -124,7 +124,7 @@ def _mean_evaluations(rows: Sequence[dict[str, Any]], unit: str) -> float:
 
 
 def _prepare(out: Path) -> None:
-    """Makes the folder of the file and finds out now, not after the last episode, whether it can be written.
+    """Makes the folder of the file and checks now, not after the last episode, that it can be written.
 
     Raises:
         UserError: if it cannot.

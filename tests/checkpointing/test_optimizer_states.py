@@ -102,7 +102,7 @@ def test_states_that_are_not_alike_are_refused():
     state = trained("Adam", {})[0].state_dict()
     lacking = copy.deepcopy(state)
     lacking["state"][2] = {"step": 1}  # a matrix like parameter 0
-    assert "not the same state for parameter 2" in misfit(lacking, optimizer)
+    assert "not have the same state for parameter 2" in misfit(lacking, optimizer)
     state["state"][1]["col_var"] = torch.zeros(9)
     assert misfit(state, optimizer) == "has col_var of another shape for parameter 1"
 

@@ -52,12 +52,12 @@ def test_every_task_runs_at_its_own_num_steps():
 
 
 def test_ranks_take_whole_groups_and_together_all_of_them(make_data):
-    parts = [make_data(None, ranks=3, rank=rank)._own_specs(20, 0, 0) for rank in range(3)]
+    parts = [make_data(None, ranks=3, rank=rank)._rank_specs(20, 0, 0) for rank in range(3)]
     assert [len(part) for part in parts] == [8, 8, 4]
     for part in parts:
         groups = [part[start : start + 4] for start in range(0, len(part), 4)]
         assert all(len({(spec.task, spec.initial_state) for spec in group}) == 1 for group in groups)
-    whole = make_data(None)._own_specs(20, 0, 0)
+    whole = make_data(None)._rank_specs(20, 0, 0)
     assert sorted(chain.from_iterable(parts), key=whole.index) == whole
 
 

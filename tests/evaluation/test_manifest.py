@@ -20,7 +20,7 @@ from dvla_lightning.evaluation.manifest import (
     read_file,
     read_whole_evaluation,
 )
-from dvla_lightning.evaluation.records import EpisodeRecord, settle
+from dvla_lightning.evaluation.records import EpisodeRecord, one_per_episode
 from dvla_lightning.evaluation.specs import evaluation_seed
 from dvla_lightning.evaluation.summary import evaluation_table
 from tests.full_disk import largest_file
@@ -156,24 +156,24 @@ def test_nothing_is_left_of_a_manifest_that_never_began(header, tmp_path):
 
 def test_an_error_gives_way_to_a_later_run():
     failed, ran = record(success=False, error="died"), record()
-    assert settle([failed, ran]) == settle([ran, failed]) == {ran.key: ran}
-    assert settle([failed]) == {ran.key: failed}
+    assert one_per_episode([failed, ran]) == one_per_episode([ran, failed]) == {ran.key: ran}
+    assert one_per_episode([failed]) == {ran.key: failed}
 
 
 def test_an_episode_with_two_outcomes_is_refused():
     with pytest.raises(UserError, match="task 'reach', initial state 0 is recorded twice with different outcomes"):
-        settle([record(), record(steps=6)])
+        one_per_episode([record(), record(steps=6)])
 
 
 def test_the_table_is_made_from_the_records(header, tmp_path):
     rows = [record("push", n, success=n == 0) for n in (1, 0)] + [record("reach", 0), record("reach", 1, False, "died")]
-    settled = settle(rows)
-    assert set(settled) == set(grid(header))
+    chosen = one_per_episode(rows)
+    assert set(chosen) == set(grid(header))
     written(tmp_path, header, rows)
-    assert read_whole_evaluation(tmp_path) == (header, settled)
-    table = evaluation_table(header, settled)
+    assert read_whole_evaluation(tmp_path) == (header, chosen)
+    table = evaluation_table(header, chosen)
     assert "66.7 % [20.8, 93.9] (n = 3), 1 errors" in table and "of 4 episodes" not in table
-    assert "; 1 of 4 episodes" in evaluation_table(header, settle(rows[:1]))
+    assert "; 1 of 4 episodes" in evaluation_table(header, one_per_episode(rows[:1]))
 
 
 def test_remarks_and_the_suite_are_in_every_table(header):
@@ -304,7 +304,7 @@ def test_a_full_disk_leaves_a_manifest_that_goes_on(header, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_of_a_merged_manifest(header, tmp_path):
-    rows = settle([record(task, n) for task in ("reach", "push") for n in range(2)])
+    rows = one_per_episode([record(task, n) for task in ("reach", "push") for n in range(2)])
     with largest_file(1000), pytest.raises(UserError, match=r"evaluation\.jsonl cannot be written \(File too large\)"):
         manifest.write_manifest(tmp_path, header, list(rows.values()))
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from dvla_lightning.evaluation import ranks
 
 
 def test_without_a_process_group_everything_is_ones_own():
-    assert ranks.own_share([3, 1, 2]) == [3, 1, 2]
+    assert ranks.rank_share([3, 1, 2]) == [3, 1, 2]
     assert ranks.gather_objects({"a": 1}) == [{"a": 1}] == ranks.gather_or_raise({"a": 1})
 
 
@@ -28,5 +28,5 @@ def test_shares_are_disjoint_and_whole(monkeypatch):
     shares = []
     for rank in range(3):
         monkeypatch.setattr(ranks.torch.distributed, "get_rank", lambda rank=rank: rank)
-        shares.append(ranks.own_share(range(7)))
+        shares.append(ranks.rank_share(range(7)))
     assert [list(share) for share in shares] == [[0, 3, 6], [1, 4], [2, 5]]

@@ -32,6 +32,7 @@ def fit(tiny_policy, tmp_path):
         words += ["--data.episodes_per_iteration", 5, "--trainer.enable_progress_bar", "false"]
         words += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", directory]
         words += ["--model.policy.pretrained", tmp_path / "start", "--trainer.max_epochs", epochs]
+        words += ["--model.lr_scheduler.init_args.num_epochs", 70]
         main([str(word) for word in [*words, *more]])
 
     return run

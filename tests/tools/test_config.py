@@ -82,7 +82,7 @@ def test_a_policy_is_not_mixed_with_another_one_even_by_force(capsys):
     adapter = Path("checkpoints/tabletop-sft/adapter/adapter_model.safetensors")
     adapter.parent.mkdir(parents=True)
     adapter.write_text("mine")
-    assert "which is not of the shipped one" in refused(capsys, "cp", "tabletop-sft", "--force")
+    assert "which the shipped one does not have" in refused(capsys, "cp", "tabletop-sft", "--force")
     assert files(Path(), "checkpoints") == {adapter.as_posix(): b"mine"}
 
 
@@ -91,7 +91,7 @@ def test_a_policy_is_not_mixed_with_another_one_even_by_force(capsys):
     [
         (["cp", "configs/rll.yaml"], "did you mean configs/rl.yaml? `dvla config ls` lists them"),
         (["cp", "../configs/rl.yaml"], "no shipped configuration or policy"),
-        (["cp", "rl", "mine.yaml"], "give the directory below which configs/ and checkpoints/ shall be"),
+        (["cp", "rl", "mine.yaml"], "give the directory to put configs/ and checkpoints/ into"),
         (["cp", "rl", "/dev/null/x"], "/dev/null, which is a file"),
         (["cp"], "name"),
         (["mv"], "mv"),

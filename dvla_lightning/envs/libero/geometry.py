@@ -1,4 +1,4 @@
-"""Where things are in a LIBERO scene: collision shapes as points and boxes, in world coordinates (metres)."""
+"""The geometry of a LIBERO scene: collision shapes as points and boxes, in world coordinates (metres)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an episode of LIBERO depends on, as plain data; `recipe.Libero` documents each option for users."""
+"""The options of LIBERO episodes as plain data; `recipe.Libero` documents each of them for users."""
 
 from __future__ import annotations
 

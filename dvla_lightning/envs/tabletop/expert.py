@@ -44,7 +44,7 @@ def expert_action(task: str, scene: Scene, way: int) -> Point:
 
 
 def _next_target(task: str, scene: Scene) -> Point:
-    """Where to go now to touch the right thing without touching a wrong one."""
+    """The next place to go to, so as to touch the right thing without touching a wrong one."""
     if task == "carry" and scene.holding:
         return _steer(scene.tool, scene.pads[0].centre, [scene.blocks[1].centre, scene.pads[1].centre])
     goal, *others = scene.blocks[scene.collected :]

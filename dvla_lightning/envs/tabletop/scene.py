@@ -1,4 +1,4 @@
-"""What lies on the table and how it moves: the state, its sizes, and contact; no task rules and no pictures.
+"""The objects on the table and their motion: the state, its sizes, and contact; no task rules and no pictures.
 
 Lengths are in table units: the table is the square [-1, 1] x [-1, 1], x to the right and y up in the picture.
 """

@@ -119,7 +119,7 @@ def hand_room(boxes: tuple[Vector, Vector], position: Vector, yaw: float) -> flo
 
 
 def _crowding(room: float) -> float:
-    """What it costs the score if the hand does not fit: more, the more of it is in the way."""
+    """The cost to the score if the hand does not fit: more, the more of it is in the way."""
     return 0.0 if room >= 0.005 else 0.3 + 60.0 * (0.005 - room)
 
 

@@ -32,7 +32,7 @@ PUSH_TILT = 25.0  # degrees; leans the wrist away from the furniture above the d
 
 @dataclass(frozen=True)
 class Contact:
-    """Where and how the hand meets a part.
+    """The place and the way in which the hand meets a part.
 
     Attributes:
         position: of the point between the fingertips, (3,) m.

@@ -1,4 +1,4 @@
-"""Where an object has to be when the gripper lets go of it."""
+"""The place at which the gripper lets go of an object."""
 
 from __future__ import annotations
 

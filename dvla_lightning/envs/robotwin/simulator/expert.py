@@ -60,7 +60,7 @@ def run_expert(task: Any, set_up: Callable[[], None], action_type: str) -> Exper
 
 
 def proprioception(task: Any, action_type: str) -> NDArray[np.float32]:
-    """Where the arms are sent, (action_dim,) float32, in the order of an action.
+    """The targets of the arms, (action_dim,) float32, in the order of an action.
 
     Joint targets (rad), not measured angles, or hand poses (m, quaternion wxyz); after each arm its gripper, 0 to 1.
     """

@@ -33,7 +33,7 @@ def choose_rendering(shader: str, shadow: bool) -> None:
 
 
 def device_summary() -> str:
-    """What SAPIEN says about the devices it can render on, one line each."""
+    """SAPIEN's descriptions of the devices it can render on, one line each."""
     import sapien.render
 
     summary = getattr(sapien.render, "get_device_summary", None)
