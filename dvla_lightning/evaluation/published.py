@@ -97,7 +97,7 @@ def read_recipe(directory: Path, trusted_modules: Sequence[str] = ()) -> dict[st
         if not isinstance(recipe, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, and give --data.collector.environment") from error
+        raise UserError(f"{path} cannot be read ({error}): give --data.collector.environment") from error
     check_keys(recipe, KEYS, str(path))
     if recipe["format_version"] != 1:
         raise UserError(f"{path} has format_version {recipe['format_version']}, this release reads 1")

@@ -91,6 +91,15 @@ def test_a_policy_is_named_wherever_it_may_be(words, directory, tmp_path, monkey
     assert {task for task, *_ in episodes(tmp_path / "out")} == set(TASKS)
 
 
+def test_a_recipe_that_cannot_be_read_is_not_needed_where_an_environment_is_named(directory, tmp_path, refusal):
+    (directory / FOLDER).mkdir()
+    (directory / FOLDER / RECIPE).write_text("{")
+    assert "recipe.json cannot be read" in refusal(["validate", f"--model.policy.pretrained={directory}"])
+    words = ["--data.collector.environment=Tabletop", "--data.tasks=push", "--data.evaluation.num_episodes=2"]
+    validate(directory, tmp_path / "run", *words)
+    assert {task for task, *_ in episodes(tmp_path / "run")} == {"push"}
+
+
 def test_help_asks_no_policy(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["validate", "--model.policy.pretrained", "nowhere", "--help"])
@@ -210,5 +219,5 @@ def test_a_strangers_recipe_runs_nothing(name, directory, tmp_path, refusal):
 def test_a_damaged_recipe_is_one_sentence(directory):
     (directory / FOLDER).mkdir()
     (directory / FOLDER / RECIPE).write_text("{")
-    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*delete it, and give --data"):
+    with pytest.raises(UserError, match=r"recipe.json cannot be read \(.*give --data.collector.environment"):
         read_recipe(directory)
