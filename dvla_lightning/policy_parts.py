@@ -142,6 +142,11 @@ class PolicyParts(nn.Module):
         self.action_tokenizer.fit(self.action_normalizer.normalize(actions))
         self.is_fitted = True
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks share its weights, so that every pass gathers them."""
+        return any(hasattr(parameter, "full_tensor") for parameter in self.parameters())
+
     # -- prompts -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -39,6 +39,7 @@ def minibatches(
     ppo_epochs: int,
     seed: int,
     iteration: int,
+    num_passes: int = 0,
 ) -> Iterator[RolloutBatch]:
     """`ppo_epochs` shuffled passes; every rank yields the same number of minibatches, collated when they are drawn.
 
@@ -54,6 +55,7 @@ def minibatches(
         ppo_epochs: passes over the decisions.
         seed: of the order.
         iteration: of RL; each has another order.
+        num_passes: see `RolloutBatch`.
 
     Raises:
         UserError: on every rank, if one has fewer decisions than there are minibatches.
@@ -68,4 +70,4 @@ def minibatches(
     generator = torch.Generator().manual_seed(derived_seed("minibatch order", seed, iteration, rank, bits=32))
     for _ in range(ppo_epochs):
         for rows in torch.randperm(len(rollouts), generator=generator).tensor_split(count):
-            yield rollouts.batch(rows, collate, weight)
+            yield rollouts.batch(rows, collate, weight, num_passes)

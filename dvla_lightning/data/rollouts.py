@@ -130,11 +130,18 @@ class RolloutDataModule(DVLADataModule):
         learner.begin_iteration(iteration)
         rollouts = self.collect(iteration)
         sizes = [int(size) for size in self.gather(torch.tensor([float(len(rollouts))]))[:, 0]]
-        order = (sizes, trainer.global_rank, self.minibatch_size, self.ppo_epochs, self.seed, iteration)
+        num_passes = self._num_passes(rollouts) if learner.policy.is_sharded else 0
+        order = (sizes, trainer.global_rank, self.minibatch_size, self.ppo_epochs, self.seed, iteration, num_passes)
         for minibatch in minibatches(rollouts, learner.policy.collate, *order):
             if learner.stop_iteration:
                 return
             yield minibatch
+
+    def _num_passes(self, rollouts: Rollouts) -> int:
+        """Number of different K among the decisions of all ranks."""
+        used = torch.zeros(rollouts.path.tokens_BL.shape[1] + 1)
+        used[rollouts.path.num_steps_B] = 1
+        return int(self.gather(used).amax(0).sum())
 
     def collect(self, iteration: int) -> Rollouts:
         """Runs this rank's training episodes of an iteration and computes their advantages.

@@ -39,7 +39,11 @@ class Rollouts:
         return len(self.rows)
 
     def batch(
-        self, rows: Tensor, collate: Callable[[Sequence[PromptRow]], Prompt], weight: float = 1.0
+        self,
+        rows: Tensor,
+        collate: Callable[[Sequence[PromptRow]], Prompt],
+        weight: float = 1.0,
+        num_passes: int = 0,
     ) -> RolloutBatch:
         """A minibatch of some of the decisions, on the CPU but for the prompt, which is where `collate` puts it."""
         return RolloutBatch(
@@ -51,6 +55,7 @@ class Rollouts:
             self.old_values_N[rows],
             self.version_N[rows],
             torch.tensor(weight),
+            num_passes,
         )
 
 
@@ -67,6 +72,8 @@ class RolloutBatch:
         old_values_B: float32.
         version_B: int64.
         weight: float32 scalar, this rank's share of the minibatch over all ranks times their number; 1 on one rank.
+        num_passes: scoring passes of every rank, whatever K its decisions have; 0: as many as they have different K.
+            Ranks that share one network gather its weights in each pass, and wait for one another there.
     """
 
     prompt: Prompt
@@ -77,6 +84,7 @@ class RolloutBatch:
     old_values_B: Tensor
     version_B: Tensor
     weight: Tensor
+    num_passes: int = 0
 
     def __len__(self) -> int:
         return len(self.path)
@@ -92,6 +100,7 @@ class RolloutBatch:
             self.old_values_B[rows],
             self.version_B[rows],
             self.weight,
+            self.num_passes,
         )
 
 

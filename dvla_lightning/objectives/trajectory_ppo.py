@@ -201,6 +201,9 @@ class TrajectoryPPO(Objective):
         # Rows with equal K are scored together, so that mixing K in a minibatch costs no padding.
         buckets = rows_by_num_steps(batch.path)
         terms = [self._terms(policy, batch.select(rows), len(rows) / len(batch)) for rows in buckets]
+        diagnostics = {name: value for term in terms for name, value in term.diagnostics.items()}
+        missing = range(len(buckets), batch.num_passes)
+        terms += [self._terms(policy, batch.select(buckets[0][:1]), share=0.0) for _ in missing]
         mean = {name: reduce(torch.add, (t.share * t.values[name] for t in terms)) for name in terms[0].values}
         max_abs_log_ratio = torch.stack([t.max_abs_log_ratio for t in terms]).max()
         loss = (
@@ -215,8 +218,7 @@ class TrajectoryPPO(Objective):
             self._check_parity(max_abs_log_ratio)
             metrics["first_max_abs_log_ratio"] = max_abs_log_ratio
         output = LossOutput(loss * batch.weight, metrics)
-        for term in terms:
-            output.diagnostics |= term.diagnostics
+        output.diagnostics |= diagnostics
         if self.target_kl is not None:
             output.stop, output.stop_limit = metrics["approx_kl"], self.target_kl
         return output
