@@ -42,7 +42,7 @@ def with_published_data(args: list[str]) -> list[str]:
         policy |= _mapping(_mapping(layer.get("model")).get("policy"))
     has_environment = any(word.startswith("--data.collector") for word in args)
     if not isinstance(pretrained := policy.get("pretrained"), str):
-        if not layers and not has_environment:
+        if not layers and not any(word.startswith("--data") for word in args):
             raise UserError("nothing says what is evaluated: give --model.policy.pretrained, or a --config")
         return args
     directory, _ = resolve(pretrained)
