@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from dvla_lightning.backbones import MiniBackbone
 from dvla_lightning.errors import UserError
 from dvla_lightning.policy import DVLAPolicy
 from tests.small_policy import assert_same_behaviour, disturb, lora, make_policy
+from tests.two_processes import run_as_two_ranks
 
 ROOT = Path(__file__).parents[1]
 
@@ -269,25 +268,15 @@ def test_what_was_read_does_not_hang_on_the_file(base):
 
 
 SHARDED = """
-import sys, torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 from dvla_lightning.policy import DVLAPolicy
-rank, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-policy = DVLAPolicy.from_pretrained(f"{directory}/base")
+join()
+policy = DVLAPolicy.from_pretrained({directory!r} + "/base")
 fully_shard(policy.backbone)
 assert hasattr(policy.backbone.head.weight, "full_tensor")
-policy.save_pretrained(f"{directory}/gathered")
-dist.barrier()
-dist.destroy_process_group()
+policy.save_pretrained({directory!r} + "/gathered")
 """
 
 
 def test_sharded_weights_are_gathered_before_they_are_saved(base, tmp_path):
-    port = str(20000 + hash(str(tmp_path)) % 20000)
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", SHARDED, str(rank), port, str(tmp_path)], cwd=ROOT) for rank in (0, 1)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    run_as_two_ranks(SHARDED.format(directory=str(tmp_path)), tmp_path)
     assert_same_behaviour(make_policy(), DVLAPolicy.from_pretrained(tmp_path / "gathered"))

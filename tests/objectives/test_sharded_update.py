@@ -1,16 +1,9 @@
 """Two ranks that share one network make equally many passes in an update, whatever K their decisions have."""
 
-import re
-import subprocess
-import sys
-from pathlib import Path
+from tests.two_processes import run_as_two_ranks
 
-ROOT = Path(__file__).parents[2]
-CODE = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "backbone.md").read_text(), re.DOTALL)[1]
 RANK = """
-import copy, dataclasses, sys, torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+import copy, dataclasses
 from dvla_lightning.actions.tokenizer import UniformBins
 from dvla_lightning.envs.tabletop import Tabletop
 from dvla_lightning.objectives import TrajectoryPPO
@@ -23,8 +16,8 @@ from tests.small_policy import whole_batch
 torch.manual_seed(0)
 policy = DVLAPolicy(MyBackbone(8, 16, dim=16), UniformBins(16), 2, 4, normalization="identity")
 objective, batches = TrajectoryPPO(), []
-for rank, steps in enumerate(([1, 1, 1], [4, 1, 2])):  # one K on the first rank, three on the second
-    specs = [EpisodeSpec("reach", "train", 3 * rank + n, seed=n, num_steps=k) for n, k in enumerate(steps)]
+for each, steps in enumerate(([1, 1, 1], [4, 1, 2])):  # one K on the first rank, three on the second
+    specs = [EpisodeSpec("reach", "train", 3 * each + n, seed=n, num_steps=k) for n, k in enumerate(steps)]
     episodes = Collector(Tabletop(), num_envs=3, progress=False).run(policy, specs)
     batch = whole_batch(policy, objective, episodes)
     batches.append(dataclasses.replace(batch, advantages_B=torch.randn(len(batch)), num_passes=3))
@@ -38,30 +31,15 @@ alone = [gradient(copy.deepcopy(policy), batch) for batch in batches]
 plain = gradient(copy.deepcopy(policy), dataclasses.replace(batches[0], num_passes=0))
 assert all(torch.equal(x, plain[name]) for name, x in alone[0].items())  # passes of weight 0 change nothing
 
-rank, port = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-for layer in policy.backbone.transformer.layers:
-    fully_shard(layer)
-fully_shard(policy.backbone)
-for name in policy.backbone.forward_methods:
-    register_fsdp_forward_method(policy.backbone, name)
+join()
+shard(policy.backbone, policy.backbone.transformer.layers)
 assert policy.is_sharded
 together = gradient(policy, batches[rank])
 assert together.keys() == alone[0].keys()
 for name, x in together.items():
     torch.testing.assert_close(x.full_tensor(), (alone[0][name] + alone[1][name]) / 2, rtol=0, atol=1e-6)
-dist.barrier()
-dist.destroy_process_group()
 """
 
 
 def test_ranks_whose_decisions_have_different_k_update_together(tmp_path):
-    (tmp_path / "my_backbone.py").write_text(CODE)
-    (tmp_path / "rank.py").write_text(f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n{RANK}")
-    port = str(20000 + hash(str(tmp_path)) % 20000)
-    ranks = [subprocess.Popen([sys.executable, tmp_path / "rank.py", str(rank), port]) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run_as_two_ranks(RANK, tmp_path)
