@@ -124,13 +124,13 @@ def _fill(
         )
     if base is not None and config.is_base_copied:
         raise UserError(f"{directory} holds all of its weights: leave out base (--model.policy.base)")
-    below = {name: value for name, value in own.items() if name.startswith("backbone.")}
     target = torch.device(str(device))
     if config.is_base_copied:
         state = read_tensors(directory / WEIGHTS, own, what, buffers, target)
     else:
         assert config.base is not None
-        rest = {name: value for name, value in own.items() if name not in below}
+        rest = _above_backbone(own)
+        below = {name: value for name, value in own.items() if name not in rest}
         state = read_tensors(directory / WEIGHTS, rest, what, device=target)
         weights, origin = _read_base(below, directory, config.base, base, buffers, target)
         state |= weights
@@ -220,9 +220,9 @@ def save(policy: PolicyParts, path: Path, card: str, copy_base: bool | None = No
     if path.name in (ADAPTER, EVALUATION) and (path.parent / CONFIG).exists():
         raise UserError(f"{path.name}/ is a part of the policy directory {path.parent}: choose another place")
     base, is_copied = _base_to_name(policy, path, copy_base)
-    state = _base_state(policy)
-    if not is_copied:
-        state = {name: value for name, value in state.items() if not name.startswith("backbone.")}
+    state = _above_backbone(policy.state_dict())
+    if is_copied:
+        state |= {f"backbone.{name}": value for name, value in base_state(policy.backbone).items()}
     state = _whole(state)
     adapter = _whole(adapter_state(policy.backbone)) if is_adapted(policy.backbone) else {}
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
@@ -282,18 +282,18 @@ def policy_fingerprint(policy: PolicyParts) -> str:
     if not is_adapted(policy.backbone):
         return fingerprint(state)
     base = policy.base.fingerprint if policy.base else fingerprint(base_state(policy.backbone))
-    rest = {name: value for name, value in state.items() if not name.startswith("backbone.")}
-    return fingerprint(rest | {f"adapter.{name}": x for name, x in adapter_state(policy.backbone).items()}, base)
+    return fingerprint(
+        _above_backbone(state) | {f"adapter.{name}": x for name, x in adapter_state(policy.backbone).items()}, base
+    )
 
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}.{suffix}")
 
 
-def _base_state(policy: PolicyParts) -> dict[str, Tensor]:
-    """The policy's tensors without adapters, under the names of a policy that never had any."""
-    state = {name: value for name, value in policy.state_dict().items() if not name.startswith("backbone.")}
-    return state | {f"backbone.{name}": value for name, value in base_state(policy.backbone).items()}
+def _above_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The policy's tensors that are not the backbone's: value head and statistics."""
+    return {name: value for name, value in state.items() if not name.startswith("backbone.")}
 
 
 def _buffers(policy: PolicyParts) -> set[str]:

@@ -40,7 +40,6 @@ def with_published_data(args: list[str]) -> list[str]:
     policy: dict[str, Any] = {}
     for layer in layers:
         policy |= _mapping(_mapping(layer.get("model")).get("policy"))
-    has_environment = any(word.startswith("--data.collector") for word in args)
     if not isinstance(pretrained := policy.get("pretrained"), str):
         if not layers and not any(word.startswith("--data") for word in args):
             raise UserError("nothing says what is evaluated: give --model.policy.pretrained, or a --config")
@@ -54,7 +53,7 @@ def with_published_data(args: list[str]) -> list[str]:
             return args  # nothing of it is needed
         raise
     if recipe is None:
-        if not has_environment:
+        if not any(word.startswith("--data.collector") for word in args):
             raise UserError(
                 f"{directory} does not say where it is evaluated: give --data.collector.environment or a "
                 "configuration with it"

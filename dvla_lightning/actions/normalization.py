@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -169,7 +169,7 @@ class Normalizer(StatisticsModule):
         constant = span == 0
         # written so that x == low gives exactly -1 and x == high exactly +1
         scaled = (2.0 * ((x - low) / span.masked_fill(constant, 1.0)) - 1.0).masked_fill(constant, 0.0)
-        return self._unless_identity(scaled.clamp(-1.0, 1.0), x / high)
+        return self._unless_identity(scaled.clamp(-1.0, 1.0), lambda: x / high)
 
     def outside(self, x: Tensor) -> Tensor:
         """Marks numbers that lie beyond the bounds, by more than noise: clipped by `normalize`, or replaced by 0.
@@ -200,12 +200,12 @@ class Normalizer(StatisticsModule):
             UserError: for a wrong last dimension, or bounds that were never set.
         """
         low, high, x = self._prepare(x)
-        return self._unless_identity(torch.lerp(low, high, (x.clamp(-1.0, 1.0) + 1.0) / 2.0), x * high)
+        return self._unless_identity(torch.lerp(low, high, (x.clamp(-1.0, 1.0) + 1.0) / 2.0), lambda: x * high)
 
-    def _unless_identity(self, scaled: Tensor, plain: Tensor) -> Tensor:
+    def _unless_identity(self, scaled: Tensor, plain: Callable[[], Tensor]) -> Tensor:
         if not any(self._identity):
             return scaled
-        return torch.where(torch.tensor(self._identity, device=scaled.device), plain, scaled)
+        return torch.where(torch.tensor(self._identity, device=scaled.device), plain(), scaled)
 
     def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bounds and `x` in one dtype, after checking them."""
